@@ -1,0 +1,124 @@
+"""The command line: the table of contents, and `main`, the only place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from mvcr_cli import __version__
+from mvcr_cli.cli import signals
+from mvcr_cli.cli.benchmark import benchmark
+from mvcr_cli.cli.evaluate import evaluate
+from mvcr_cli.cli.export import export
+from mvcr_cli.cli.output import Output, ReaderLeftError
+from mvcr_cli.cli.predict import predict
+from mvcr_cli.cli.session import Session
+from mvcr_cli.cli.train import train
+from mvcr_cli.errors import ExitCode, InputMissing, MvcrError, NotPermitted, UsageError, WorkerFailed, WriteFailed
+from mvcr_cli.paths import display_name
+
+EXAMPLES = """Examples:
+  mvcr train ./data                  # one folder a class
+  mvcr train ./data --time 3m        # as good as three minutes allow
+  mvcr eval                          # the newest run on its validation pictures
+  mvcr predict img.jpg | jq .        # one JSON line a picture
+  mvcr export --format onnx          # one file, checked against the run"""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", epilog=EXAMPLES)
+app.command()(train)
+app.command("eval")(evaluate)
+app.command()(predict)
+app.command()(export)
+app.command()(benchmark)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mvcr {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+def start(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Classify pictures where size matters: train on a folder, know how far to trust the result."""
+    if ctx.invoked_subcommand is None:
+        with contextlib.redirect_stdout(sys.stderr):
+            ctx.get_help()
+        raise typer.Exit(ExitCode.USAGE)
+
+
+def main(argv: Sequence[str] | None = None, *, started: float | None = None) -> NoReturn:
+    """Run one command line; leave through `SystemExit` with its exit code.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+        started: `time.monotonic()` when the program started, for `--time`.
+    """
+    with Output() as output, signals.sigterm_ends_the_program():
+        code = _run(argv, Session(output, time.monotonic() if started is None else started))
+    sys.exit(code)
+
+
+def _run(argv: Sequence[str] | None, session: Session) -> int:
+    try:
+        # Without standalone mode, Typer returns the code of `typer.Exit`, and 130 after Ctrl-C.
+        return int(app(argv, prog_name="mvcr", standalone_mode=False, obj=session) or ExitCode.OK)
+    except ReaderLeftError:
+        return ExitCode.PIPE_CLOSED
+    except SystemExit as error:
+        # Typer answers a closed pipe under `--help`, or under a stray print, with 1.
+        return ExitCode.PIPE_CLOSED if error.code == 1 else int(error.code or 0)
+    except Exception as error:
+        known = explain(error)
+        if known is None:
+            session.output.bug(error)
+            return ExitCode.INTERNAL
+        session.output.error(known.message, known.hint)
+        return known.exit_code
+
+
+def explain(error: Exception) -> MvcrError | None:
+    """The expected failure that `error` is, or None for a bug."""
+    if isinstance(error, MvcrError):
+        return error
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        return UsageError(error.format_message(), f"{context.command_path if context else 'mvcr'} --help")
+    names = {kind.__name__ for kind in type(error).__mro__}
+    # PyTorch's own class is asked for by name: this file loads no torch. On the CPU it raises a bare RuntimeError.
+    if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in str(error):
+        return WorkerFailed("out of memory", "a smaller --batch or --imgsz needs less; so do fewer --workers")
+    return _explain_os(error) if isinstance(error, OSError) else None
+
+
+def _explain_os(error: OSError) -> MvcrError | None:
+    where = f": {display_name(os.fsdecode(error.filename))}" if isinstance(error.filename, str | bytes) else ""
+    reason = f"{os.strerror(error.errno)}{where}" if error.errno else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return WriteFailed(reason, "free some space or choose another disk, and run the same command again")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotPermitted(reason, "ask for access, or choose another folder")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputMissing(reason, "no file can have such a long name")
+    if error.errno == errno.ENOENT and not _has_current_folder():
+        return InputMissing("the current folder was deleted", "cd to a folder that exists")
+    return None
+
+
+def _has_current_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,106 @@
+"""`mvcr eval`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from mvcr_cli.cli import options as o
+from mvcr_cli.cli.output import is_bad
+from mvcr_cli.cli.session import config_of, session_of
+from mvcr_cli.config import EvalConfig
+from mvcr_cli.errors import CannotCreate, ExitCode, NotPermitted
+from mvcr_cli.paths import csv_text, display_name, json_path, to_json, write_error, write_json, write_whole
+from mvcr_cli.records import EvalReport, ImageResult, Problem, record
+
+FILE_SUFFIXES = (".csv", ".jsonl")
+
+
+def evaluate(
+    ctx: typer.Context,
+    data: o.EvalData = EvalConfig.data,
+    run: o.Run = EvalConfig.run,
+    ignore_extra_classes: o.IgnoreExtraClasses = EvalConfig.ignore_extra_classes,
+    follow_links: o.FollowLinks = EvalConfig.follow_links,
+    batch: o.Batch = EvalConfig.batch,
+    workers: o.Workers = EvalConfig.workers,
+    device: o.Device = EvalConfig.device,
+    precision: o.Precision = EvalConfig.precision,
+    out: o.EvalOut = EvalConfig.out,
+    keep_going: o.KeepGoing = EvalConfig.keep_going,
+    json: o.Json = False,
+) -> None:
+    """Measure how far a run can be trusted."""
+    config = config_of(EvalConfig, ctx)
+    if config.out is not None:
+        check_out(config.out)
+    output = session_of(ctx).output
+    from mvcr_cli.cli import tables
+    from mvcr_cli.engine.evaluate import evaluate as run_evaluation
+
+    report, results, problems = run_evaluation(config, track=output.track, say=output.say)
+    if json:
+        output.emit(report)
+    else:
+        output.show(tables.evaluation(report))
+    if config.out is not None:
+        _write(config.out, report, results, problems)
+        output.say(f"written: {display_name(config.out)}")
+    output.problems(problems)
+    if not keep_going and any(map(is_bad, problems)):
+        raise typer.Exit(ExitCode.BAD_DATA)
+
+
+def check_out(out: Path) -> None:
+    """Refuse before the work what could not be written after it.
+
+    Raises: CannotCreate, NotPermitted.
+    """
+    is_file = _is_file(out)
+    if is_file and out.is_dir():
+        raise CannotCreate(f"--out {display_name(out)} is a folder", "choose another name, or a folder without suffix")
+    if not is_file and out.exists() and not out.is_dir():
+        raise CannotCreate(
+            f"--out {display_name(out)} exists and is no folder", "write FILE.csv, FILE.jsonl or a folder"
+        )
+    place = out.parent if is_file else out
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise CannotCreate(f"{display_name(place)} is no folder", "choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise NotPermitted(f"cannot write to {display_name(place)}", "choose a folder that you may write, with --out")
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix.lower() in FILE_SUFFIXES
+
+
+def _write(out: Path, report: EvalReport, results: Sequence[ImageResult], problems: Sequence[Problem]) -> None:
+    try:
+        (out.parent if _is_file(out) else out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from error
+    if _is_file(out):
+        write_whole(out, _csv(results) if out.suffix.lower() == ".csv" else _json_lines(results, problems))
+    else:
+        from mvcr_cli.report.plots import confusion_png
+
+        write_whole(out / "predictions.csv", _csv(results))
+        write_whole(out / "predictions.jsonl", _json_lines(results, problems))
+        write_json(out / "eval.json", record(report))
+        write_whole(out / "confusion.png", confusion_png(report.confusion, [row.label for row in report.classes]))
+
+
+def _csv(results: Sequence[ImageResult]) -> str:
+    return csv_text(
+        ("path", "label", "predicted", "correct", "probability"),
+        ((json_path(r.path)["path"], r.label, r.predicted, int(r.correct), f"{r.probability:.6f}") for r in results),
+    )
+
+
+def _json_lines(results: Sequence[ImageResult], problems: Sequence[Problem]) -> str:
+    return "".join(to_json(record(result)) + "\n" for result in (*results, *problems))

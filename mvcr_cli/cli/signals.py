@@ -1,0 +1,79 @@
+"""SIGTERM ends the program with 143, and training asks here whether it should save and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mvcr_cli.errors import ExitCode
+
+CODES = {"SIGINT": ExitCode.INTERRUPTED, "SIGTERM": ExitCode.TERMINATED}
+Handler = Callable[[int, FrameType | None], None]
+
+
+@contextmanager
+def sigterm_ends_the_program() -> Iterator[None]:
+    """SIGTERM becomes `SystemExit(143)`, so that files are closed and the cursor comes back."""
+    with _handling({signal.SIGTERM: _end(os.getpid())}):
+        yield
+
+
+class StopRequest:
+    """Answers "should I stop?": None, or the name of the signal that asked.
+
+    The signals are caught from the first question on: before it there is nothing to save, and a signal ends the
+    program at once. A second signal ends it at once, too.
+    """
+
+    def __init__(self) -> None:
+        self.asked_by: str | None = None
+        self._owner = os.getpid()
+        self._restore: list[tuple[int, signal.Handlers | Handler | int | None]] = []
+
+    def __call__(self) -> str | None:
+        if not self._restore and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # A shell starts background jobs with SIGINT ignored; that stays so.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._restore.append((number, signal.signal(number, self._note)))
+        return self.asked_by
+
+    def __enter__(self) -> StopRequest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._restore:
+            signal.signal(number, handler)
+        self._restore.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked_by is not None or os.getpid() != self._owner:
+            _end(self._owner)(number, frame)
+        self.asked_by = signal.Signals(number).name
+
+
+def _end(owner: int) -> Handler:
+    def end(number: int, _: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked worker: dies as if nobody had installed anything
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise SystemExit(int(CODES[signal.Signals(number).name]))
+
+    return end
+
+
+@contextmanager
+def _handling(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

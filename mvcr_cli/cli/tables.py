@@ -1,0 +1,197 @@
+"""Records as text and tables for people. Nothing is printed here, and no name is trusted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mvcr_cli.paths import display_name
+from mvcr_cli.records import (
+    BenchmarkRow,
+    EpochReport,
+    EvalReport,
+    ExportReport,
+    Interval,
+    LoaderReport,
+    Prediction,
+    Problem,
+    TrainReport,
+)
+
+CONFUSION_CLASSES = 12  # more do not fit a terminal
+CLASSES_SHOWN = 100
+NAME_CHARACTERS = 32
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def epoch_status(report: EpochReport) -> str:
+    """What a progress bar keeps in sight of the last validated epoch."""
+    return (
+        f"epoch {report.epoch}  loss {report.train_loss:.3f}  val {percent(report.val_accuracy)}"
+        f"  {report.images_per_second:,.0f} images/s"
+    )
+
+
+def epoch_line(report: EpochReport) -> str:
+    of = "" if report.epochs is None else f"/{report.epochs}"
+    left = "" if report.left_seconds is None else f"  {duration(report.left_seconds)} left"
+    return (
+        f"epoch {report.epoch}{of}  step {report.step:,}  {report.size_px} px  loss {report.train_loss:.3f}"
+        f"  val {percent(report.val_accuracy)} (best {percent(report.best_accuracy)})"
+        f"  {report.images_per_second:,.0f} images/s{left}"
+    )
+
+
+def training(report: TrainReport) -> str:
+    best = f"best {percent(report.best_accuracy)} on {report.val_images:,} validation pictures, at epoch"
+    skipped = f", {report.skipped:,} skipped" if report.skipped else ""
+    return (
+        (f"{best} {report.best_epoch} of {report.epochs}\n" if report.best_epoch else "no epoch was validated yet\n")
+        + f"{report.train_images:,} training pictures{skipped}, {report.steps:,} steps, {duration(report.seconds)},"
+        f" {report.peak_rss_mb:,.0f} MB\n"
+    )
+
+
+def next_commands(run: str) -> str:
+    """What to do with a finished run."""
+    quoted = shlex.quote(display_name(run))
+    return f"\nnext:\n  mvcr eval --run {quoted}\n  mvcr predict img.jpg --run {quoted}\n"
+
+
+def export(report: ExportReport) -> str:
+    difference = f"{report.max_probability_difference:.1e} (allowed {report.tolerance:.0e})"
+    return (
+        f"{display_name(report.file)}  {report.format}, {report.megabytes:,.1f} MB\n"
+        f"checked on {report.images:,} pictures at {', '.join(map(display_name, report.sizes))}:"
+        f" same class for {percent(report.top1_agreement)}, probabilities differ by at most {difference}\n"
+    )
+
+
+def prediction_header() -> RenderableType:
+    return _prediction_grid([Text(name, style="bold") for name in ("picture", "class", "", "next", "size")])
+
+
+def prediction_row(result: Prediction | Problem) -> RenderableType:
+    """One row; columns have fixed shares of the width, so that rows printed one by one line up."""
+    path = Text(display_name(result.path))
+    if isinstance(result, Problem):
+        return _prediction_grid([path, Text(result.code, style="red"), Text(), _name(result.detail, 200), Text()])
+    others = ", ".join(
+        f"{display_name(other.label, NAME_CHARACTERS)} {percent(other.probability)}" for other in result.topk[1:3]
+    )
+    return _prediction_grid([
+        path, _name(result.label, 200), Text(percent(result.probability), style="bold"),
+        Text(others, style="dim"), Text(f"{result.width} x {result.height}"),
+    ])  # fmt: skip
+
+
+def _prediction_grid(cells: Sequence[Text]) -> Table:
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(ratio=4, overflow="fold")
+    grid.add_column(ratio=2, overflow="fold")
+    grid.add_column(width=7, justify="right", no_wrap=True)
+    grid.add_column(ratio=3, overflow="fold")
+    grid.add_column(width=13, justify="right", no_wrap=True)
+    grid.add_row(*cells)
+    return grid
+
+
+def evaluation(report: EvalReport) -> RenderableType:
+    """Headline with intervals, one row a class, and the confusion matrix when it fits."""
+    parts: list[RenderableType] = [Text(_headline(report)), _class_table(report)]
+    if len(report.classes) > CLASSES_SHOWN:
+        parts.append(Text(f"{len(report.classes) - CLASSES_SHOWN:,} more classes: see --out"))
+    if 1 < len(report.confusion) <= CONFUSION_CLASSES:
+        parts.append(_confusion_table(report))
+    if report.missing_classes:
+        names = ", ".join(display_name(name, NAME_CHARACTERS) for name in report.missing_classes[:20])
+        parts.append(Text(f"no pictures of {len(report.missing_classes):,} classes: {names}"))
+    return Group(*parts)
+
+
+def _headline(report: EvalReport) -> str:
+    top5 = "" if report.top5 is None else f"top-5 {_interval(report.top5)}\n"
+    auroc = "" if report.auroc is None else f"  AUROC {report.auroc:.3f}"
+    skipped = f", {report.skipped:,} skipped" if report.skipped else ""
+    return (
+        f"{display_name(report.run)} on {display_name(report.data)}: {report.images:,} pictures{skipped},"
+        f" {duration(report.seconds)}\n"
+        f"top-1 {_interval(report.top1)}\n{top5}"
+        f"balanced accuracy {percent(report.balanced_accuracy)}  macro F1 {report.macro_f1:.3f}{auroc}\n"
+        f"loss {report.loss:.3f}  calibration error {percent(report.calibration_error)}\n"
+    )
+
+
+def _interval(share: Interval) -> str:
+    return f"{percent(share.value)}  (95 % interval {percent(share.low)} to {percent(share.high)}, n = {share.n:,})"
+
+
+def _class_table(report: EvalReport) -> Table:
+    table = _table("class", "n", "precision", "recall", "F1")
+    for row in report.classes[:CLASSES_SHOWN]:
+        f1 = "–" if row.f1 is None else f"{row.f1:.3f}"
+        table.add_row(_name(row.label), *map(Text, (f"{row.n:,}", percent(row.precision), percent(row.recall), f1)))
+    return table
+
+
+def _confusion_table(report: EvalReport) -> Table:
+    labels = [row.label for row in report.classes]
+    table = _table("true \\ predicted", *(display_name(label, 8) for label in labels))
+    for index, (label, counts) in enumerate(zip(labels, report.confusion, strict=True)):
+        styles = ("bold" if column == index else "red" if count else "dim" for column, count in enumerate(counts))
+        table.add_row(
+            _name(label), *(Text(f"{count:,}", style=style) for count, style in zip(counts, styles, strict=True))
+        )
+    return table
+
+
+def benchmark(rows: Sequence[BenchmarkRow]) -> Table:
+    table = _table(
+        "model", "backend", "device", "px", "batch", "M params", "G mac", "p50 ms", "p95 ms", "images/s",
+        "train images/s", "MB", "x ResNet",
+    )  # fmt: skip
+    for row in rows:
+        training_speed = "–" if row.train_images_per_second is None else f"{row.train_images_per_second:,.1f}"
+        relative = "–" if row.relative_time is None else f"{row.relative_time:.2f}"
+        numbers = (
+            f"{row.size_px}", f"{row.batch}", f"{row.parameters / 1e6:.2f}", f"{row.mac / 1e9:.3f}",
+            f"{row.forward_p50_ms:.1f}", f"{row.forward_p95_ms:.1f}", f"{row.forward_images_per_second:,.1f}",
+            training_speed, f"{row.peak_memory_mb:,.0f}", relative,
+        )  # fmt: skip
+        table.add_row(_name(row.model), Text(row.backend), Text(f"{row.device} {row.precision}"), *map(Text, numbers))
+    return table
+
+
+def loader(report: LoaderReport) -> str:
+    return (
+        f"reading {report.images:,} pictures: decode {report.decode_images_per_second:,.1f}, loader"
+        f" {report.loader_images_per_second:,.1f}, training {report.train_images_per_second:,.1f} images/s;"
+        f" the {report.bottleneck} is the bottleneck\n"
+    )
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(highlight=False)
+    table.add_column(Text(first), overflow="fold")
+    for name in numbers:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    return table
+
+
+def _name(text: str, limit: int = NAME_CHARACTERS) -> Text:
+    return Text(display_name(text, limit))

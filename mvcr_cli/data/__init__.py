@@ -1,0 +1,1 @@
+"""Folders of pictures in, safe pixels and labels out."""

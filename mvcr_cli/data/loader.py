@@ -1,0 +1,213 @@
+"""Pictures to batches: decoded on demand by a few threads, ahead of the network, in bounded memory.
+
+Threads suffice because Pillow decodes and resizes outside the interpreter lock, and they share one bounded cache of
+decoded pixels. Nothing random is state: the order of an epoch is a function of (seed, epoch), and what happens to a
+picture a function of (seed, epoch, picture). So a run can go on from any step, with any number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mvcr_cli.config import MEBIBYTE, AugmentConfig
+from mvcr_cli.data.augment import augment
+from mvcr_cli.data.folder import Sample
+from mvcr_cli.data.images import load_picture
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.errors import BadImage
+from mvcr_cli.records import Problem
+
+T = TypeVar("T")
+R = TypeVar("R")
+Item = tuple[NDArray[np.uint8], int, str]  # pixels, label, path
+
+
+def stable_seed(*parts: object) -> int:
+    """A seed that is the same in every process and version, unlike `hash()`."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+class PixelCache:
+    """Decoded pictures, kept until the cap is reached and then no more; bad files are remembered as well.
+
+    It never evicts: epochs visit every picture once, and under such a scan every eviction policy lowers the hit rate.
+    Entries are keyed by content, so that a changed file is read again and copies are kept once.
+    """
+
+    def __init__(self, megabytes: int) -> None:
+        self.cap = megabytes * MEBIBYTE
+        self.used = 0
+        self.problems: dict[str, Problem] = {}
+        self._entries: dict[tuple[str, int], Image.Image] = {}
+        self._lock = threading.Lock()
+
+    def picture(self, sample: Sample, side: int, *, shrink: bool) -> Image.Image | None:
+        """The upright picture, RGB or grey, or None when the file is bad, which is noted in `problems`.
+
+        Args:
+            side: pixels of the longer side that must be kept; a JPEG may be decoded reduced, but never below.
+            shrink: resize to exactly this longer side when larger; otherwise leave the picture as decoded.
+        """
+        key = (sample.digest, side if shrink else 0)
+        if (held := self._entries.get(key)) is not None:
+            return held
+        if sample.path in self.problems:
+            return None
+        try:
+            image = load_picture(sample.path, side).image
+        except BadImage as bad:
+            self.problems[sample.path] = Problem(path=sample.path, code=bad.code, detail=bad.detail)
+            return None
+        image = _grey_if_grey(_shrink(image, side) if shrink else image)
+        self._keep(key, image)
+        return image
+
+    def _keep(self, key: tuple[str, int], image: Image.Image) -> None:
+        size = image.width * image.height * len(image.getbands())
+        with self._lock:
+            if key not in self._entries and self.used + size <= self.cap:
+                self.used += size
+                self._entries[key] = image
+
+
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    longest = max(image.size)
+    if longest <= side:
+        return image
+    size = tuple(max(1, math.floor(edge * side / longest + 0.5)) for edge in image.size)
+    return image.resize((size[0], size[1]), Image.Resampling.BILINEAR, reducing_gap=3.0)
+
+
+def _grey_if_grey(image: Image.Image) -> Image.Image:
+    """A grey picture in one channel costs a third of the cache and of the augmentation."""
+    pixels = np.asarray(image)
+    same = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2])
+    return image.getchannel(0) if same else image
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Shape: images (N, H, W, 3) uint8, labels (N,) int64; `paths` for messages."""
+
+    images: Tensor
+    labels: Tensor
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step reads: which pictures, in which epoch, at which size."""
+
+    epoch: int
+    size: int
+    samples: tuple[Sample, ...]
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    return np.random.default_rng(stable_seed(seed, epoch, "order")).permutation(count).tolist()  # type: ignore[no-any-return]
+
+
+@dataclass
+class TrainingReader:
+    """Turns steps into augmented batches, some pictures in advance.
+
+    Args:
+        base: longer side, in pixels, at which pictures are decoded and cached before augmentation.
+        workers: decoding threads; 0 reads in the caller's thread.
+        ahead: pictures that may be read in advance of the network.
+    """
+
+    cache: PixelCache
+    preprocess: Preprocess
+    augment: AugmentConfig
+    base: int
+    seed: int
+    workers: int
+    ahead: int = 96
+
+    def batches(self, steps: Iterator[Step]) -> Iterator[tuple[Step, Batch | None]]:
+        """The batch of every step, in order; None where fewer than two pictures of the step could be read."""
+        if not self.workers:
+            for step in steps:
+                yield step, _collate([self._read(step, sample) for sample in step.samples])
+            return
+        pictures = ((step, sample) for step in steps for sample in step.samples)
+        items: list[Item | None] = []
+        read = ordered(lambda pair: self._read(*pair), pictures, self.workers, self.ahead)
+        for (step, _), item in read:
+            items.append(item)
+            if len(items) == len(step.samples):
+                yield step, _collate(items)
+                items = []
+
+    def _read(self, step: Step, sample: Sample) -> Item | None:
+        image = self.cache.picture(sample, self.base, shrink=True)
+        if image is None:
+            return None
+        rng = random.Random(stable_seed(self.seed, step.epoch, sample.digest))
+        fill = tuple(round(255 * mean) for mean in self.preprocess.mean)
+        pixels = augment(image, step.size, self.preprocess.fit, self.augment, rng, fill)  # type: ignore[arg-type]
+        return pixels, sample.label, sample.path
+
+
+def _collate(items: Sequence[Item | None]) -> Batch | None:
+    good = [item for item in items if item is not None]
+    if len(good) < 2:  # batch norm needs two
+        return None
+    images = torch.from_numpy(np.stack([item[0] for item in good]))
+    labels = torch.tensor([item[1] for item in good])
+    return Batch(images, labels, tuple(item[2] for item in good))
+
+
+def evaluation_batches(samples: Sequence[Sample], preprocess: Preprocess, batch: int, workers: int,
+                       cache: PixelCache) -> Iterator[tuple[list[Sample], Tensor]]:  # fmt: skip
+    """Preprocessed inputs in order, without the bad files, which the cache notes in its `problems`.
+
+    Yields: samples, (N, 3, size, size) float32.
+    """
+
+    def read(sample: Sample) -> Tensor | None:
+        # Twice the size needed: a JPEG may be decoded reduced, and the resize that follows still filters.
+        image = cache.picture(sample, 2 * preprocess.size, shrink=False)
+        return None if image is None else preprocess.tensor(image.convert("RGB"))
+
+    ready: list[tuple[Sample, Tensor]] = []
+    for sample, x in ordered(read, samples, max(1, workers), 2 * batch):
+        if x is not None:
+            ready.append((sample, x))
+        if len(ready) == batch:
+            yield [sample for sample, _ in ready], torch.stack([x for _, x in ready])
+            ready = []
+    if ready:
+        yield [sample for sample, _ in ready], torch.stack([x for _, x in ready])
+
+
+def ordered(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[tuple[T, R]]:
+    """`(item, function(item))` in the items' order, computed by threads at most `ahead` items in advance."""
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    with ThreadPoolExecutor(workers, "mvcr-reader") as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
+                if len(waiting) > ahead:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,237 @@
+"""Benchmark: speed, memory and size of models, each beside the plain ResNet of the same depth, and of the reading.
+
+A model and its plain twin have the same trunk, stem and classes and are timed by turns in one loop. Presets are timed as
+`mvcr train` builds them from scratch at each size, a run as it is. A training step is the one that training takes
+(`Session.step`: normalisation, all views, loss, backward, clipping, fused AdamW, weight average) and, like training,
+needs two pictures. A forward takes normalised float pictures in eager mode, and in onnxruntime, where preprocessing is
+part of the graph, uint8 pictures. What times and memory mean is said in `mvcr_cli.engine.measure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+
+from mvcr_cli.checkpoint import Checkpoint
+from mvcr_cli.config import BenchmarkConfig
+from mvcr_cli.data.folder import Sample
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine import (
+    EXPORT_SUFFIXES,
+    Say,
+    Track,
+    available_cores,
+    find_run,
+    pick_device,
+    pick_precision,
+    say_nothing,
+    silent,
+)
+from mvcr_cli.engine.contenders import EagerContender, Entry, Machine, OnnxContender, plain_config, untrained
+from mvcr_cli.engine.measure import Times, interleaved, peak_memory, refusing_out_of_memory, restart_resident_peak
+from mvcr_cli.engine.prepare import stem_for
+from mvcr_cli.engine.reading import reading_speeds, sample_pictures
+from mvcr_cli.errors import ConfigMismatch
+from mvcr_cli.models import config_for, plain_twin
+from mvcr_cli.paths import display_name
+from mvcr_cli.records import BenchmarkRow, LoaderReport
+
+DEFAULT_MODELS = ("mvcr14n", "mvcr18")
+LEAST_TRAINING_BATCH = 2
+PRECISION_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def benchmark(config: BenchmarkConfig, *, track: Track = silent,
+              say: Say = say_nothing) -> Iterator[BenchmarkRow | LoaderReport]:  # fmt: skip
+    """One row for each model, size, batch and backend, the plain twin's after its model's; with `data`, a `LoaderReport`.
+
+    Raises:
+        ConfigMismatch: the device or precision is not there, or the run is an exported file.
+        WorkerFailed: out of memory.
+        MvcrError: the run or the data cannot be used.
+    """
+    device = pick_device(config.device)
+    machine = Machine(device, pick_precision(config.precision, device), config.threads or available_cores())
+    subjects = choose(config, say)
+    samples = sample_pictures(config.data) if config.data else ()
+    bench = Bench(config, machine, say)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(machine.threads)
+    try:
+        bench.begin()
+        rows: list[BenchmarkRow] = []
+        for row in track(bench.rows(subjects), total=bench.row_count(subjects), label="benchmarking"):
+            rows.append(row)
+            yield row
+        if samples:
+            yield bench.loader(subjects[0], samples, rows)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A preset by name, or a run by its checkpoint; and the sizes in pixels at which it is timed."""
+
+    name: str
+    sizes: tuple[int, ...]
+    classes: int
+    run: Checkpoint | None = None
+
+    def entries(self, size: int) -> list[Entry]:
+        """The model, and then its plain twin when it has one."""
+        own = self.run or untrained(config_for(self.name, self.classes, stem=stem_for(size)), Preprocess(size=size))
+        plain = plain_config(own.config)
+        return [Entry.of(own)] + ([] if plain is None else [Entry.of(untrained(plain, own.preprocess))])
+
+
+def choose(config: BenchmarkConfig, say: Say = say_nothing) -> list[Subject]:
+    """The run and the named models, each once; a plain ResNet that is another's twin comes with that one."""
+    subjects = []
+    if config.run is not None:
+        path = find_run(config.run)
+        if path.suffix in EXPORT_SUFFIXES:
+            raise ConfigMismatch(
+                f"{display_name(path)} is an exported file", "name its run: that is timed in onnxruntime as well"
+            )
+        run = Checkpoint.load(path)
+        say(f"run: {display_name(path)}, {run.config.name} at its own {run.preprocess.size} px")
+        subjects.append(Subject(run.config.name, (run.preprocess.size,), run.config.classes, run))
+    names = config.models or (() if subjects else DEFAULT_MODELS)
+    twins = {plain_twin(name) for name in names}
+    sizes = tuple(dict.fromkeys(config.sizes))
+    return subjects + [Subject(name, sizes, config.classes) for name in dict.fromkeys(names) if name not in twins]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows share."""
+
+    config: BenchmarkConfig
+    machine: Machine
+    say: Say
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(self.config.batches))
+
+    @property
+    def onnx(self) -> bool:
+        return self.config.onnx and self.machine.device.type == "cpu" and _has_onnxruntime()
+
+    def begin(self) -> None:
+        """Say under which conditions is measured, and load what the first network would be charged for."""
+        device, threads, rounds = self.machine.device.type, self.machine.threads, self.config.rounds
+        self.say(f"torch {torch.__version__} on {device}, threads: {threads}, medians of {rounds} rounds")
+        if self.config.onnx and device == "cpu" and not self.onnx:
+            self.say('onnxruntime is not installed and left out; to add it: pip install "mvcr[onnx]"')
+        if device == "cpu" and not restart_resident_peak():
+            self.say("memory is the peak of the whole process so far: this system cannot tell that of one network")
+        smallest = Entry.of(untrained(config_for("cnn", 2), Preprocess(size=32)))
+        EagerContender.worked(smallest, LEAST_TRAINING_BATCH, self.machine, trains=True).forward()
+        if self.onnx:
+            (graph,) = _graphs([smallest])
+            OnnxContender.worked(graph, smallest.size, LEAST_TRAINING_BATCH, self.machine)
+
+    def row_count(self, subjects: Sequence[Subject]) -> int:
+        networks = sum(len(subject.sizes) * (1 if plain_twin(subject.name) is None else 2) for subject in subjects)
+        return networks * len(self.batches) * (2 if self.onnx else 1)
+
+    def rows(self, subjects: Sequence[Subject]) -> Iterator[BenchmarkRow]:
+        for subject in subjects:
+            for size in subject.sizes:
+                entries = subject.entries(size)
+                graphs = _graphs(entries) if self.onnx else []
+                for batch in self.batches:
+                    what = f"{subject.name}, {size} px, batch {batch}"
+                    with refusing_out_of_memory(what, self.machine.device):
+                        rows = self._eager(entries, batch)
+                    yield from rows
+                    if graphs:
+                        with refusing_out_of_memory(what, self.machine.device):
+                            rows = self._onnxruntime(entries, graphs, batch)
+                        yield from rows
+
+    def _eager(self, entries: list[Entry], batch: int) -> list[BenchmarkRow]:
+        trains = self.config.train and batch >= LEAST_TRAINING_BATCH
+        make = partial(EagerContender.worked, batch=batch, machine=self.machine, trains=trains)
+        contenders, memory = [], []
+        for entry in entries:
+            contender, peak = peak_memory(self.machine.device, partial(make, entry))
+            contender.network.eval()
+            contenders.append(contender)
+            memory.append(peak)
+        forward = interleaved([contender.forward for contender in contenders], self.config.rounds, self.machine.device)
+        steps = self._training(contenders) if trains else None
+        return self._rows("eager", entries, batch, forward, memory, steps)
+
+    def _training(self, contenders: list[EagerContender]) -> list[Times]:
+        for contender in contenders:
+            contender.network.train()
+        return interleaved([contender.train for contender in contenders], self.config.rounds, self.machine.device)
+
+    def _onnxruntime(self, entries: list[Entry], graphs: list[bytes], batch: int) -> list[BenchmarkRow]:
+        make = partial(OnnxContender.worked, size=entries[0].size, batch=batch, machine=self.machine)
+        made = [peak_memory(self.machine.device, partial(make, graph)) for graph in graphs]
+        forward = interleaved([contender.forward for contender, _ in made], self.config.rounds, self.machine.device)
+        return self._rows("onnxruntime", entries, batch, forward, [peak for _, peak in made], None)
+
+    def _rows(self, backend: str, entries: list[Entry], batch: int, forward: list[Times], memory: list[float],
+              steps: list[Times] | None) -> list[BenchmarkRow]:  # fmt: skip
+        """One row an entry; the first of two is compared with the second."""
+        rows = []
+        for index, entry in enumerate(entries):
+            times, step = forward[index], None if steps is None else steps[index]
+            has_twin = index == 0 and len(entries) > 1
+            row = BenchmarkRow(
+                model=entry.name,
+                backend=backend,
+                device=self.machine.device.type,
+                precision=PRECISION_NAMES[self.machine.dtype] if backend == "eager" else "fp32",
+                size_px=entry.size,
+                batch=batch,
+                parameters=entry.parameters,
+                mac=entry.mac,
+                forward_p50_ms=times.p50_ms,
+                forward_p95_ms=times.p95_ms,
+                forward_images_per_second=times.per_second(batch),
+                train_p50_ms=None if step is None else step.p50_ms,
+                train_images_per_second=None if step is None else step.per_second(batch),
+                peak_memory_mb=memory[index],
+                relative_time=times.over(forward[1], self.machine.device) if has_twin else None,
+            )
+            rows.append(row)
+        return rows
+
+    def loader(self, subject: Subject, samples: Sequence[Sample], rows: Sequence[BenchmarkRow]) -> LoaderReport:
+        """Reading against the training of the first model at its first size and the largest batch."""
+        entry = subject.entries(subject.sizes[0])[0]
+        batch = max(LEAST_TRAINING_BATCH, *self.batches)
+        timed = {(row.model, row.size_px, row.batch): row.train_images_per_second for row in reversed(rows)}
+        speed = timed.get((entry.name, entry.size, batch))
+        if speed is None:
+            with refusing_out_of_memory(f"{entry.name}, {entry.size} px, batch {batch}", self.machine.device):
+                contender = EagerContender.ready(entry, batch, self.machine, trains=True)
+                speed = self._training([contender])[0].per_second(batch)
+        read = reading_speeds(samples, entry.checkpoint.preprocess, batch, self.config.workers, self.say)
+        return LoaderReport(
+            images=read.images,
+            decode_images_per_second=read.decode,
+            loader_images_per_second=read.loader,
+            train_images_per_second=speed,
+            bottleneck="loader" if read.loader < speed else "network",
+        )
+
+
+def _has_onnxruntime() -> bool:
+    return find_spec("onnx") is not None and find_spec("onnxruntime") is not None
+
+
+def _graphs(entries: list[Entry]) -> list[bytes]:
+    from mvcr_cli.engine.export import onnx_bytes
+
+    return [onnx_bytes(entry.checkpoint) for entry in entries]

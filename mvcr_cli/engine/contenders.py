@@ -1,0 +1,160 @@
+"""Networks ready to be timed: in eager mode with a training session, or in onnxruntime, on one batch of random pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mvcr_cli.checkpoint import Checkpoint
+from mvcr_cli.config import ModelConfig, TrainConfig
+from mvcr_cli.data.loader import Batch
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine import autocast
+from mvcr_cli.engine.optim import WeightAverage, make_optimiser
+from mvcr_cli.engine.session import Session
+from mvcr_cli.models import Network, build, mac_count, parameter_count, plain_twin
+
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how everything is computed."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network at one size, and what it costs by count."""
+
+    checkpoint: Checkpoint
+    parameters: int
+    mac: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Entry:
+        with torch.device("meta"):  # counting needs no arithmetic
+            network = build(checkpoint.config)
+        return cls(checkpoint, parameter_count(network), mac_count(network, checkpoint.preprocess.size))
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.config.name
+
+    @property
+    def size(self) -> int:
+        return self.checkpoint.preprocess.size
+
+
+def plain_config(config: ModelConfig) -> ModelConfig | None:
+    """The plain ResNet on the same trunk; None for a model that is plain already."""
+    name = plain_twin(config.name)
+    return None if name is None else replace(config, name=name, scales=(1.0,), blur=False, gem=False, heads=False)
+
+
+def untrained(config: ModelConfig, preprocess: Preprocess) -> Checkpoint:
+    """A checkpoint with random weights and numbers for class names."""
+    classes = tuple(str(number) for number in range(config.classes))
+    return Checkpoint(config=config, classes=classes, preprocess=preprocess, tensors=build(config).state_dict())
+
+
+@dataclass
+class EagerContender:
+    """A network with one batch; `session` is what its training steps change, and None when it never trains."""
+
+    network: Network
+    machine: Machine
+    batch: Batch
+    x: Tensor  # N x 3 x S x S, normalised, on the device
+    session: Session | None
+
+    @classmethod
+    def ready(cls, entry: Entry, batch: int, machine: Machine, *, trains: bool) -> EagerContender:
+        preprocess = entry.checkpoint.preprocess
+        network = entry.checkpoint.network().to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pictures = torch.from_numpy(random_pictures(batch, entry.size))
+        x = preprocess.normalise(pictures.to(machine.device).permute(0, 3, 1, 2))
+        return cls(
+            network=network,
+            machine=machine,
+            batch=Batch(pictures, torch.arange(batch) % entry.checkpoint.config.classes, ()),
+            x=x.contiguous(memory_format=torch.channels_last),
+            session=training_session(network, preprocess, machine) if trains else None,
+        )
+
+    @torch.inference_mode()
+    def forward(self) -> None:
+        with autocast(self.machine.device, self.machine.dtype):
+            self.network(self.x)
+
+    def train(self) -> None:
+        assert self.session is not None
+        # At progress 0 the learning rate is 0: the arithmetic is the same, and random labels spoil nothing.
+        self.session.step(self.batch, 0, 0.0)
+
+    @classmethod
+    def worked(cls, entry: Entry, batch: int, machine: Machine, *, trains: bool) -> EagerContender:
+        """One that has been at its peak memory: in a second step all moments and gradients are there."""
+        contender = cls.ready(entry, batch, machine, trains=trains)
+        contender.network.train(trains)
+        for _ in range(2):
+            if trains:
+                contender.train()
+            else:
+                contender.forward()
+        return contender
+
+
+def training_session(network: Network, preprocess: Preprocess, machine: Machine) -> Session:
+    """What `mvcr train` makes of its default settings."""
+    config = TrainConfig(data=Path(), lr=LEARNING_RATE)
+    return Session(
+        config=config,
+        network=network,
+        average=WeightAverage(network, config.ema),
+        optimiser=make_optimiser(network, LEARNING_RATE, config.weight_decay, set()),
+        preprocess=preprocess,
+        device=machine.device,
+        dtype=machine.dtype,
+        weights=None,
+        scaler=torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16),
+    )
+
+
+@dataclass
+class OnnxContender:
+    """An exported network in onnxruntime, on the CPU. Shape: pictures (N, S, S, 3) uint8."""
+
+    session: Any
+    pictures: NDArray[np.uint8]
+
+    @classmethod
+    def worked(cls, graph: bytes, size: int, batch: int, machine: Machine) -> OnnxContender:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = machine.threads
+        # Threads that spin after their work would slow down, and be counted with, whoever is timed next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        contender = cls(session, random_pictures(batch, size))
+        contender.forward()
+        return contender
+
+    def forward(self) -> None:
+        self.session.run(None, {"images": self.pictures})
+
+
+def random_pictures(count: int, side: int) -> NDArray[np.uint8]:
+    """Shape: (N, side, side, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)

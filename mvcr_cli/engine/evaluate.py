@@ -1,0 +1,191 @@
+"""Evaluation that can be trusted: every picture accounted for, labels by name, intervals and calibration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mvcr_cli.checkpoint import Checkpoint
+from mvcr_cli.config import EvalConfig
+from mvcr_cli.data.folder import Sample, find_layout, relabel, scan
+from mvcr_cli.data.loader import PixelCache, evaluation_batches
+from mvcr_cli.engine import (
+    Say,
+    Stop,
+    Track,
+    autocast,
+    default_workers,
+    find_run,
+    never,
+    pick_device,
+    pick_precision,
+    run_directory,
+    say_nothing,
+    silent,
+)
+from mvcr_cli.engine.metrics import (
+    auroc,
+    balanced_accuracy,
+    calibration_error,
+    class_reports,
+    confusion_matrix,
+    log_loss,
+    macro_f1,
+    wilson,
+)
+from mvcr_cli.engine.rundir import RunDirectory
+from mvcr_cli.errors import ConfigMismatch, DataError
+from mvcr_cli.models import Network
+from mvcr_cli.paths import display_name
+from mvcr_cli.records import EvalReport, ImageResult, Problem
+
+Probabilities = NDArray[np.float64]
+
+
+def evaluate(config: EvalConfig, *, track: Track = silent,
+             say: Say = say_nothing) -> tuple[EvalReport, list[ImageResult], list[Problem]]:  # fmt: skip
+    """Evaluate a run on its own validation split or on any class-per-folder set.
+
+    Returns: the report, one result a picture, and the pictures that could not be read.
+    Raises: MvcrError when the run or the data cannot be used.
+    """
+    started = time.monotonic()
+    weights = find_run(config.run)
+    if config.run is None:
+        say(f"run: {display_name(run_directory(weights) or weights)}")
+    checkpoint = Checkpoint.load(weights)
+    samples, missing, problems = evaluation_set(config, weights, checkpoint)
+    device = pick_device(config.device)
+    network = checkpoint.network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    cache = PixelCache(0)
+    batches = evaluation_batches(samples, checkpoint.preprocess, config.batch, default_workers(config.workers), cache)
+    kept, probabilities = infer(
+        network, track(batches, total=-(-len(samples) // config.batch), label="evaluating"), device,
+        pick_precision(config.precision, device),
+    )  # fmt: skip
+    problems += cache.problems.values()
+    if not kept:
+        raise DataError("none of the pictures can be read", "look at them with an image viewer")
+    report = summarise(
+        run=str(run_directory(weights) or weights),
+        data=str(config.data) if config.data else "validation split",
+        labels=np.array([sample.label for sample in kept]),
+        probabilities=probabilities,
+        classes=checkpoint.classes,
+        missing=missing,
+        skipped=len(problems),
+        seconds=time.monotonic() - started,
+    )
+    return report, image_results(kept, probabilities, checkpoint.classes), problems
+
+
+def evaluation_set(config: EvalConfig, weights: Path,
+                   checkpoint: Checkpoint) -> tuple[tuple[Sample, ...], tuple[str, ...], list[Problem]]:  # fmt: skip
+    """Samples with the checkpoint's labels, classes without pictures, and what was skipped."""
+    if config.data is not None:
+        layout = find_layout(config.data)
+        index = scan(layout.test or layout.val or layout.train, follow_links=config.follow_links)
+        samples, missing = relabel(index, checkpoint.classes, ignore_extra=config.ignore_extra_classes)
+        return samples, missing, [problem for problem in index.skipped if problem.code not in _HARMLESS]
+    folder = run_directory(weights)
+    if folder is None:
+        raise ConfigMismatch(
+            f"{display_name(weights)} stands alone and has no validation split",
+            "name a folder: mvcr eval DATA --run FILE",
+        )
+    return validation_split(folder, checkpoint.classes), (), []
+
+
+_HARMLESS = frozenset({"hidden", "not_an_image", "twin_classes", "duplicate_link"})
+
+
+def validation_split(folder: Path, classes: tuple[str, ...]) -> tuple[Sample, ...]:
+    """The validation pictures that the run recorded, labels by name."""
+    run = RunDirectory(folder)
+    entries = run.read_json(run.split).get("val", [])
+    order = {name: index for index, name in enumerate(classes)}
+    return tuple(Sample(path=path, label=order[name], digest=digest) for path, name, digest in entries)
+
+
+def infer(network: Network, batches: Iterable[tuple[list[Sample], Tensor]], device: torch.device, dtype: torch.dtype,
+          stop: Stop = never) -> tuple[list[Sample], Probabilities]:  # fmt: skip
+    """Probabilities of every picture. Shape: (N, K), float64, rows sum to 1. Cut short once `stop` says so."""
+    kept: list[Sample] = []
+    rows: list[Tensor] = []
+    for samples, x in batches:
+        if stop():
+            break
+        kept += samples
+        rows.append(probabilities_of(network, x, device, dtype))
+    columns = network.config.classes
+    return kept, torch.cat(rows).numpy() if rows else np.empty((0, columns))
+
+
+@torch.inference_mode()
+def probabilities_of(network: Network, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Shape: (N, 3, S, S) -> (N, K), float64 on the CPU."""
+    x = x.to(device).contiguous(memory_format=torch.channels_last)
+    with autocast(device, dtype):
+        logits = network(x)
+    return logits.float().cpu().double().softmax(-1)  # type: ignore[no-any-return]
+
+
+def summarise(*, run: str, data: str, labels: NDArray[np.int64], probabilities: Probabilities,
+              classes: tuple[str, ...], missing: tuple[str, ...], skipped: int,
+              seconds: float) -> EvalReport:  # fmt: skip
+    """The report of one evaluation, from labels and probabilities alone."""
+    predicted = probabilities.argmax(1)
+    confusion = confusion_matrix(labels, predicted, len(classes))
+    ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    in_top5 = int((ranked == labels[:, None]).any(1).sum())
+    return EvalReport(
+        run=run,
+        data=data,
+        images=len(labels),
+        top1=wilson(int((predicted == labels).sum()), len(labels)),
+        top5=wilson(in_top5, len(labels)) if len(classes) > 5 else None,
+        balanced_accuracy=balanced_accuracy(confusion),
+        macro_f1=macro_f1(confusion),
+        auroc=auroc(probabilities, labels),
+        loss=log_loss(probabilities, labels),
+        calibration_error=calibration_error(probabilities, labels),
+        classes=class_reports(confusion, classes),
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        missing_classes=missing,
+        skipped=skipped,
+        seconds=seconds,
+    )
+
+
+def image_results(
+    samples: Sequence[Sample], probabilities: Probabilities, classes: tuple[str, ...]
+) -> list[ImageResult]:
+    def one(sample: Sample, row: NDArray[np.float64]) -> ImageResult:
+        best = int(row.argmax())
+        return ImageResult(
+            path=sample.path,
+            label=classes[sample.label],
+            predicted=classes[best],
+            correct=best == sample.label,
+            probability=float(row[best]),
+            probabilities=tuple(float(p) for p in row),
+        )
+
+    return [one(sample, row) for sample, row in zip(samples, probabilities, strict=True)]
+
+
+def split_record(train: Iterable[Sample], val: Iterable[Sample], classes: tuple[str, ...]) -> dict[str, Any]:
+    """The content of `split.json`: path, class and digest of every picture."""
+
+    def rows(samples: Iterable[Sample]) -> Iterator[list[str]]:
+        for sample in samples:
+            yield [sample.path, classes[sample.label], sample.digest]
+
+    return {"classes": list(classes), "train": list(rows(train)), "val": list(rows(val))}

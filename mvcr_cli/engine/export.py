@@ -1,0 +1,220 @@
+"""Export: a file for other programs, checked against the run on real pictures before anybody sees it.
+
+* `onnx`: one file; `images` uint8 (N, H, W, 3) with dynamic N, H and W in, `probabilities` (N, K) out. The resize, the
+  normalisation, all views, their fusion and the softmax are inside; class names and preprocessing are in its metadata.
+* `torch`: the same graph as a `torch.export` program.
+* `safetensors`: the bare trunk with torchvision's names, for tools that load a ResNet state dict.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from mvcr_cli.checkpoint import Checkpoint
+from mvcr_cli.config import ExportConfig
+from mvcr_cli.data.folder import Sample
+from mvcr_cli.data.images import load_picture
+from mvcr_cli.data.preprocess import PreprocessGraph
+from mvcr_cli.engine import Say, Track, find_run, run_directory, say_nothing, silent
+from mvcr_cli.engine.evaluate import probabilities_of, validation_split
+from mvcr_cli.engine.onnx_predictor import OnnxPredictor, require_onnx
+from mvcr_cli.errors import BadImage, CannotCreate, CheckFailed, ConfigMismatch
+from mvcr_cli.models import Network
+from mvcr_cli.paths import display_name, to_json, write_whole
+from mvcr_cli.records import ExportReport
+
+OPSET = 18
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+# Odd sizes that every check adds to the pictures as they are: tall, wide, tiny, prime.
+CHECK_SIZES = (
+    (333, 257),
+    (97, 501),
+    (64, 48),
+    (31, 29),
+    (1, 50),
+    (500, 3),
+    (224, 224),
+    (640, 427),
+    (101, 103),
+    (719, 41),
+)
+
+Runner = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
+
+
+class ExportGraph(nn.Module):
+    """Pixels in, probabilities out. Shape: (N, H, W, 3) uint8 -> (N, K) float32."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.preprocess = PreprocessGraph(checkpoint.preprocess)
+        self.network = checkpoint.network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        probabilities: Tensor = self.network(self.preprocess(images)).softmax(-1)
+        return probabilities
+
+
+def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothing) -> ExportReport:
+    """Write the exported file, when it agrees with the run.
+
+    Raises:
+        CheckFailed: it does not; no file is written.
+        CannotCreate: the file exists and may not be replaced.
+    """
+    weights = find_run(config.run)
+    folder = run_directory(weights)
+    if config.run is None:
+        say(f"run: {display_name(folder or weights)}")
+    target = config.out or (folder or weights.parent) / f"{(folder or weights).stem}{SUFFIXES[config.format]}"
+    if target.exists() and not config.overwrite:
+        raise CannotCreate(f"{display_name(target)} exists", "replace it with --overwrite, or choose another --out")
+    if not target.parent.is_dir():
+        raise CannotCreate(f"there is no folder {display_name(target.parent)}", "make it, or choose another --out")
+    checkpoint = Checkpoint.load(weights)
+    raw, runner = _FORMATS[config.format](checkpoint)
+    pictures = list(track(_pictures(folder, checkpoint, config.images), total=None, label="checking"))
+    agreement, difference = compare(checkpoint, runner, pictures)
+    report = ExportReport(
+        run=str(folder or weights),
+        file=str(target),
+        format=config.format,
+        megabytes=len(raw) / 1e6,
+        images=len(pictures),
+        sizes=tuple(sorted({f"{image.width}x{image.height}" for image in pictures})[:20]),
+        top1_agreement=agreement,
+        max_probability_difference=difference,
+        tolerance=config.tolerance,
+    )
+    if agreement < 1 or difference > config.tolerance:
+        raise CheckFailed(
+            f"the exported {config.format} does not do what the run does: top-1 agreement {agreement:.2%}, largest "
+            f"difference of a probability {difference:.2g} (allowed {config.tolerance:.0e}); no file was written",
+            "report this with the run's config.json, or allow more with --tolerance",
+        )
+    write_whole(target, raw)
+    return report
+
+
+def compare(checkpoint: Checkpoint, runner: Runner, pictures: Sequence[Image.Image]) -> tuple[float, float]:
+    """Share of equal top-1 classes, and the largest difference of any probability. Ties within float noise are equal."""
+    network, same, largest = checkpoint.network(), 0, 0.0
+    for image in pictures:
+        x = checkpoint.preprocess.tensor(image)[None]
+        own = probabilities_of(network, x, torch.device("cpu"), torch.float32).numpy()[0]
+        theirs = runner(np.array(image, dtype=np.uint8))
+        largest = max(largest, float(np.abs(own - theirs).max()))
+        same += bool(own[theirs.argmax()] >= own.max() - 1e-6)
+    return same / len(pictures), largest
+
+
+def _pictures(folder: Path | None, checkpoint: Checkpoint, limit: int) -> Iterator[Image.Image]:
+    """Real validation pictures, each as it is or, by turns, resized to an odd size."""
+    samples: tuple[Sample, ...] = ()
+    if folder is not None:
+        samples = validation_split(folder, checkpoint.classes)
+    if not samples:
+        raise ConfigMismatch(
+            "the weights stand alone: there are no validation pictures to check an export on",
+            "name the run folder: --run runs/NAME",
+        )
+    found = 0
+    for number, sample in enumerate(samples[:: max(1, len(samples) // limit)][:limit]):
+        try:
+            image = load_picture(sample.path, 2 * checkpoint.preprocess.size).image
+        except BadImage:
+            continue
+        found += 1
+        yield image if number % 2 else image.resize(CHECK_SIZES[number // 2 % len(CHECK_SIZES)])
+    if not found:
+        raise ConfigMismatch("none of the run's validation pictures can be read", "put them back where they were")
+
+
+def onnx_bytes(checkpoint: Checkpoint) -> bytes:
+    """The ONNX file of a checkpoint; class names, preprocessing and model in its metadata."""
+    require_onnx()
+    import onnx
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        # The TorchScript exporter needs no further package and keeps dynamic sizes exact; torch calls it deprecated.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            ExportGraph(checkpoint).eval(),
+            (torch.randint(0, 256, (2, 61, 47, 3), dtype=torch.uint8),),
+            buffer,  # type: ignore[arg-type]  # a buffer is taken as well as a path
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["probabilities"],
+            dynamic_axes={"images": {0: "N", 1: "H", 2: "W"}, "probabilities": {0: "N"}},
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    facts = {
+        "mvcr": to_json({"classes": checkpoint.classes, "preprocess": checkpoint.preprocess.to_dict()}),
+        "model": to_json(checkpoint.config.to_dict()),
+    }
+    onnx.helper.set_model_props(model, facts)
+    onnx.checker.check_model(model)
+    raw: bytes = model.SerializeToString()
+    return raw
+
+
+def _onnx(checkpoint: Checkpoint) -> tuple[bytes, Runner]:
+    raw = onnx_bytes(checkpoint)
+    predictor = OnnxPredictor.from_bytes(raw, "the exported file")
+    return raw, lambda pixels: predictor.probabilities([pixels])[0]
+
+
+def _torch(checkpoint: Checkpoint) -> tuple[bytes, Runner]:
+    dynamic = {axis: torch.export.Dim(name, min=1, max=65_536) for axis, name in enumerate("NHW")}
+    example = (torch.randint(0, 256, (2, 61, 47, 3), dtype=torch.uint8),)
+    graph = ExportGraph(checkpoint).eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(graph, example, dynamic_shapes=(dynamic,))
+        buffer = io.BytesIO()
+        extra = {"classes.json": to_json(list(checkpoint.classes))}
+        torch.export.save(program, buffer, extra_files=extra)
+    module = program.module()
+
+    @torch.no_grad()
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        result: NDArray[np.float64] = module(torch.from_numpy(pixels)[None]).double().numpy()[0]
+        return result
+
+    return buffer.getvalue(), run
+
+
+def _safetensors(checkpoint: Checkpoint) -> tuple[bytes, Runner]:
+    """The bare trunk and last layer of view 1; checked by loading it into a plain network of the same parts."""
+    import safetensors.torch
+
+    from mvcr_cli.models import build
+
+    raw = safetensors.torch.save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()})
+    network: Network = build(checkpoint.config)
+    network.load_state_dict(safetensors.torch.load(raw))
+    network.eval()
+
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        x = checkpoint.preprocess.tensor(Image.fromarray(pixels))[None]
+        return probabilities_of(network, x, torch.device("cpu"), torch.float32).numpy()[0]  # type: ignore[no-any-return]
+
+    return raw, run
+
+
+_FORMATS: dict[str, Callable[[Checkpoint], tuple[bytes, Runner]]] = {
+    "onnx": _onnx,
+    "torch": _torch,
+    "safetensors": _safetensors,
+}

@@ -1,0 +1,104 @@
+"""The exported ONNX file as a predictor: the same records as the run, from onnxruntime.
+
+A foreign file is confined: it is parsed before it is run, and refused when it points outside of itself.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mvcr_cli.checkpoint import check_classes, read_bytes
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.errors import CheckpointError, ConfigMismatch, UsageError
+from mvcr_cli.paths import display_name
+
+
+def require_onnx() -> None:
+    """Raises: ConfigMismatch with the command that installs what is missing."""
+    if find_spec("onnx") is None or find_spec("onnxruntime") is None:
+        raise ConfigMismatch("ONNX needs two more packages", 'pip install "mvcr[onnx]"')
+
+
+class OnnxPredictor:
+    """An exported file; input (N, H, W, 3) uint8, one size a call."""
+
+    def __init__(self, path: Path) -> None:
+        self._open(read_bytes(path), display_name(path.name))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, shown: str) -> OnnxPredictor:
+        predictor = cls.__new__(cls)
+        predictor._open(raw, shown)
+        return predictor
+
+    def _open(self, raw: bytes, shown: str) -> None:
+        require_onnx()
+        import onnxruntime
+
+        facts = _inspect(raw, shown)
+        try:
+            preprocess = Preprocess.from_dict(facts["preprocess"])
+            names = facts["classes"]
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+            raise CheckpointError(f"{shown} was not exported by mvcr", "export a run with: mvcr export") from error
+        self.classes = check_classes(names, len(names) if isinstance(names, list) else 0, shown)
+        self.size = preprocess.size
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise CheckpointError(f"{shown} cannot be run: {display_name(str(error), 120)}") from error
+
+    def read(self, image: Image.Image) -> NDArray[np.generic]:
+        return np.array(image, dtype=np.uint8)
+
+    def probabilities(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float64]:
+        rows = [self._session.run(None, {"images": pixels[None]})[0][0] for pixels in inputs]
+        return np.stack(rows).astype(np.float64)
+
+
+def _inspect(raw: bytes, shown: str) -> dict[str, Any]:
+    """The metadata of a self-contained file.
+
+    Raises: CheckpointError when it is no ONNX file, or keeps data or operators elsewhere.
+    """
+    import onnx
+
+    try:
+        model = onnx.load_from_string(raw)
+    except Exception as error:  # protobuf's DecodeError and others
+        raise CheckpointError(f"{shown} is no ONNX file", "export a run with: mvcr export") from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+        raise CheckpointError(f"{shown} keeps its weights in other files", "only self-contained ONNX files are opened")
+    if foreign := {entry.domain for entry in model.opset_import} - {"", "ai.onnx"}:
+        raise CheckpointError(f"{shown} needs foreign operators: {display_name(', '.join(sorted(foreign)))}")
+    if model.functions:
+        raise CheckpointError(f"{shown} defines functions of its own, which mvcr never exports")
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    try:
+        facts = json.loads(props["mvcr"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{shown} was not exported by mvcr", "export a run with: mvcr export") from error
+    return facts if isinstance(facts, dict) else {}
+
+
+def _tensors(graph: Any) -> list[Any]:
+    """Every tensor of a graph, in initialisers, attributes and subgraphs."""
+    found = list(graph.initializer)
+    for sparse in graph.sparse_initializer:
+        found += [sparse.values, sparse.indices]
+    for node in graph.node:
+        for attribute in node.attribute:
+            found += [attribute.t, *attribute.tensors]
+            for sub in (attribute.g, *attribute.graphs):
+                if sub.node or sub.initializer:
+                    found += _tensors(sub)
+    return found

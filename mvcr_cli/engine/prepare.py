@@ -1,0 +1,197 @@
+"""Before training: look at the folder, say what is wrong with it, fit every open setting to data and machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvcr_cli.config import Stem, TrainConfig
+from mvcr_cli.data.folder import (
+    FolderIndex,
+    Sample,
+    check_trainable,
+    conflicts,
+    find_layout,
+    leaks,
+    relabel,
+    scan,
+    split,
+)
+from mvcr_cli.data.images import read_size
+from mvcr_cli.engine import RUNS, Say, available_cores, default_workers
+from mvcr_cli.errors import BadImage, CannotCreate, DataError
+from mvcr_cli.paths import display_name
+from mvcr_cli.records import Problem
+
+PROBED_PICTURES = 500
+SMALL_STEM_BELOW = 96
+BYTES_PER_PIXEL = 600  # activations and gradients of an 18-layer trunk in float32, per input pixel
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set that can be trained on.
+
+    Args:
+        sides: median width and height in pixels of the probed training pictures.
+        findings: what a person should know about the data, as `{"code", "count", "detail"}`.
+    """
+
+    classes: tuple[str, ...]
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    skipped: tuple[Problem, ...]
+    sides: tuple[int, int]
+    findings: tuple[dict[str, Any], ...]
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Index, split and check the data of a run; nothing is written and no network is built.
+
+    Raises: MvcrError for everything that makes the folder untrainable.
+    """
+    layout = find_layout(config.data)
+    for data in filter(None, (config.data, config.val)):
+        _outside(config.run or RUNS, data)
+    index = scan(layout.train, follow_links=config.follow_links)
+    check_trainable(index)
+    validation = config.val or layout.val
+    missing: tuple[str, ...] = ()
+    if validation is None:
+        train, val = split(index, config.split, config.seed)
+        skipped = index.skipped
+    else:
+        other = scan(validation, follow_links=config.follow_links)
+        train = index.samples
+        val, missing = relabel(other, index.classes)
+        skipped = index.skipped + other.skipped
+    if not val:
+        raise DataError("no picture is left to validate on", "add pictures to each class, or give a folder with --val")
+    findings = tuple(_findings(index, train, val, skipped, missing))
+    if config.strict and findings:
+        raise DataError(
+            f"--strict: the data have {len(findings)} findings, first: {findings[0]['detail']}",
+            "see them all with --dry-run, or train without --strict",
+        )
+    return Prepared(index.classes, train, val, skipped, _median_size(train), findings)
+
+
+def _outside(run: Path, data: Path) -> None:
+    if run.resolve().is_relative_to(data.resolve()):
+        raise CannotCreate(
+            f"the run {display_name(run)} would be written inside the data folder", "choose a --run outside of it"
+        )
+
+
+def _findings(index: FolderIndex, train: tuple[Sample, ...], val: tuple[Sample, ...], skipped: tuple[Problem, ...],
+              missing: tuple[str, ...]) -> list[dict[str, Any]]:  # fmt: skip
+    found = []
+
+    def note(code: str, count: int, detail: str) -> None:
+        if count:
+            found.append({"code": code, "count": count, "detail": detail})
+
+    for code, count in sorted(Counter(problem.code for problem in skipped).items()):
+        example = next(problem for problem in skipped if problem.code == code)
+        note(code, count, f"{count} skipped ({code}), for example {display_name(example.path)}")
+    pairs = leaks(train, val)
+    note("leak", len(pairs), f"{len(pairs)} pictures are in training and in validation" + _example(pairs))
+    pairs = conflicts(index)
+    note("conflict", len(pairs), f"{len(pairs)} pictures carry two labels" + _example(pairs))
+    names = ", ".join(display_name(name) for name in missing[:5])
+    note("missing_classes", len(missing), f"{len(missing)} classes have no validation picture: {names}")
+    counts = Counter(sample.label for sample in train)
+    if max(counts.values()) > 20 * min(counts.values()):
+        note("imbalance", 1, f"class sizes run from {min(counts.values())} to {max(counts.values())} pictures")
+    return found
+
+
+def _example(pairs: list[tuple[str, str]]) -> str:
+    return f", for example {display_name(pairs[0][0])} = {display_name(pairs[0][1])}" if pairs else ""
+
+
+def _median_size(samples: tuple[Sample, ...]) -> tuple[int, int]:
+    widths, heights = [], []
+    for sample in samples[:: max(1, len(samples) // PROBED_PICTURES)]:
+        try:
+            width, height = read_size(sample.path)
+        except BadImage:
+            continue
+        widths.append(width)
+        heights.append(height)
+    if not widths:
+        raise DataError("none of the training pictures can be read", "look at them with an image viewer")
+    return int(statistics.median(widths)), int(statistics.median(heights))
+
+
+def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, pretrained: bool) -> TrainConfig:
+    """Every setting that was left open, fitted; the result is what `config.json` records."""
+    count = len(prepared.train)
+    model = default_model(config, pretrained)
+    imgsz = config.imgsz or _fit_imgsz(max(prepared.sides), device, pretrained)
+    batch = config.batch or _fit_batch(count, imgsz, device)
+    epochs = config.epochs if config.seconds is not None else config.epochs or _fit_epochs(count, pretrained)
+    return replace(
+        config,
+        model=model,
+        imgsz=imgsz,
+        batch=min(batch, count),
+        epochs=epochs,
+        lr=config.lr or (3e-4 if pretrained else 3e-3) * math.sqrt(min(batch, count) * config.accumulate / 64),
+        workers=default_workers(config.workers),
+        threads=config.threads or available_cores(),
+    )
+
+
+def default_model(config: TrainConfig, pretrained: bool) -> str:
+    return config.model or ("mvcr18" if pretrained else "mvcr14n")
+
+
+def stem_for(imgsz: int) -> Stem:
+    """Small pictures keep their detail: below 96 px the stem strides once instead of twice."""
+    return "small" if imgsz < SMALL_STEM_BELOW else "imagenet"
+
+
+def _fit_imgsz(longest: int, device: torch.device, pretrained: bool) -> int:
+    """224 px for pretrained weights and accelerators, 128 on a CPU, less for smaller pictures; a multiple of 16."""
+    largest = 224 if pretrained or device.type != "cpu" else 128
+    return max(32, min(largest, 16 * math.ceil(longest / 16)))
+
+
+def _fit_batch(count: int, imgsz: int, device: torch.device) -> int:
+    """Enough steps an epoch for few pictures, full cores for many, and a quarter of the free memory at most."""
+    wanted = 16 if count < 500 else 32 if count < 4000 else 64 if device.type == "cpu" else 128
+    fits = int(_free_memory(device) / 4 / (BYTES_PER_PIXEL * imgsz * imgsz))
+    return max(2, min(wanted, fits))
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 << 30
+
+
+def _fit_epochs(count: int, pretrained: bool) -> int:
+    """About 2,000 steps' worth for small sets, never under 10 epochs nor above 100; a third for pretrained weights."""
+    epochs = max(10, min(100, round(60_000 / count)))
+    return max(5, epochs // 3) if pretrained else epochs
+
+
+def announce(prepared: Prepared, say: Say) -> None:
+    for finding in prepared.findings:
+        say(f"finding: {finding['detail']}")
+    width, height = prepared.sides
+    say(
+        f"data: {len(prepared.classes)} classes, {len(prepared.train):,} training and {len(prepared.val):,} validation "
+        f"pictures, median {width}x{height} px"
+    )

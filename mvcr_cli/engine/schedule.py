@@ -1,0 +1,37 @@
+"""Schedules as pure functions of the progress of a run, a number from 0 (first step) to 1 (end)."""
+
+from __future__ import annotations
+
+import math
+
+
+def lr_factor(progress: float, warmup: float) -> float:
+    """Linear warm-up, then half a cosine to 0; a share of the peak learning rate."""
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    through = min(1.0, (progress - warmup) / (1 - warmup))
+    return 0.5 * (1 + math.cos(math.pi * through))
+
+
+def size_at(progress: float, size: int, progressive: bool) -> int:
+    """Side in pixels of the training pictures: half size for the first half, then growing to full size at 0.8.
+
+    Sources: progressive resizing of FFCV's `train_imagenet.py` and Composer; convolutions cost the square of the side,
+    so half of the run costs a quarter, and small pictures act as a regulariser while the network is young.
+    """
+    floor = max(32, size // 2)
+    if not progressive or size <= floor or progress >= 0.8:
+        return size
+    if progress < 0.5:
+        return _multiple(floor, size)
+    return _multiple(floor + (size - floor) * (progress - 0.5) / 0.3, size)
+
+
+def _multiple(side: float, size: int) -> int:
+    """The nearest multiple of 16 pixels, not above `size`."""
+    return min(size, max(16, 16 * math.floor(side / 16 + 0.5)))
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """Decay of the weight average: short memory at first, so that the random start is forgotten."""
+    return min(decay, (1 + step) / (10 + step))

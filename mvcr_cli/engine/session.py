@@ -1,0 +1,112 @@
+"""Network, average and optimiser of one training, and the step that moves them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+
+from mvcr_cli.config import TrainConfig
+from mvcr_cli.data.augment import mix
+from mvcr_cli.data.loader import Batch, stable_seed
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine import autocast
+from mvcr_cli.engine.loss import multi_scale_loss, soft_targets
+from mvcr_cli.engine.optim import WeightAverage, laid_out_like, load_optimiser_state, optimiser_state, set_lr
+from mvcr_cli.engine.schedule import lr_factor
+from mvcr_cli.errors import DataError
+from mvcr_cli.models import Network
+from mvcr_cli.paths import display_name
+
+NONFINITE_CHECK_EVERY = 50  # on accelerators, where looking at the loss waits for the device
+
+
+@dataclass
+class Session:
+    """What a training step changes. All of it goes into a state, and nothing else does."""
+
+    config: TrainConfig
+    network: Network
+    average: WeightAverage
+    optimiser: AdamW
+    preprocess: Preprocess
+    device: torch.device
+    dtype: torch.dtype
+    weights: Tensor | None
+    scaler: torch.amp.GradScaler
+
+    def step(self, batch: Batch, step: int, progress: float) -> Tensor:
+        """One forward and backward pass, and the optimiser's move when the accumulation is full.
+
+        Returns: the loss, still on the device. Shape: ().
+        Raises: DataError when the loss is not finite.
+        """
+        config = self.config
+        assert config.lr is not None
+        torch.manual_seed(stable_seed(config.seed, step, "step"))  # dropout is a function of the step
+        x = self.preprocess.normalise(batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
+        target = soft_targets(batch.labels.to(self.device), self.network.config.classes, config.label_smoothing)
+        x, target = mix(x, target, config.augment, random.Random(stable_seed(config.seed, step, "mix")))
+        with autocast(self.device, self.dtype):
+            fused, views = self.network.forward_views(x)
+            loss = multi_scale_loss(fused, views, target, self.weights, config.distill)
+        if self.device.type == "cpu" or step % NONFINITE_CHECK_EVERY == 0:
+            self._check(loss, batch, step, progress)
+        set_lr(self.optimiser, config.lr * lr_factor(progress, config.warmup))
+        self.scaler.scale(loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
+        if (step + 1) % config.accumulate == 0:
+            self._move(step)
+        return loss.detach()
+
+    def _move(self, step: int) -> None:
+        self.scaler.unscale_(self.optimiser)
+        if self.config.clip:
+            clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.average.update(step // self.config.accumulate)
+
+    def _check(self, loss: Tensor, batch: Batch, step: int, progress: float) -> None:
+        value = loss.item()
+        if value == value and abs(value) != float("inf"):
+            return
+        assert self.config.lr is not None
+        names = ", ".join(display_name(path) for path in batch.paths[:8])
+        lr = self.config.lr * lr_factor(progress, self.config.warmup)
+        raise DataError(
+            f"the loss is {value} at step {step} (learning rate {lr:.3g}); "
+            f"the batch: {names}{' ...' if len(batch.paths) > 8 else ''}",
+            "lower --lr, or look at these pictures; the weights saved before are intact",
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that the next step depends on; gradients of a half-full accumulation included."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.network.state_dict().items()}
+        tensors |= optimiser_state(self.optimiser)
+        gradients = {name: p.grad for name, p in self.network.named_parameters() if p.grad is not None}
+        return tensors | {f"gradient.{name}": gradient for name, gradient in gradients.items()}
+
+    def scaler_state(self) -> dict[str, Any]:
+        return self.scaler.state_dict()
+
+    def load_state(self, tensors: dict[str, Tensor], scaler: dict[str, Any]) -> None:
+        self.network.load_state_dict(_part(tensors, "model."))
+        self.average.network.load_state_dict(_part(tensors, "average."))
+        load_optimiser_state(self.optimiser, tensors)
+        parameters = dict(self.network.named_parameters())
+        for name, gradient in _part(tensors, "gradient.").items():
+            parameters[name].grad = laid_out_like(parameters[name], gradient)
+        with contextlib.suppress(RuntimeError):  # the state of a disabled scaler is empty and refused
+            self.scaler.load_state_dict(scaler)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

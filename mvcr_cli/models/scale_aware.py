@@ -1,0 +1,76 @@
+"""Layers that know about scale, each exact at a neutral start, so that a plain ResNet's weights keep their meaning."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ScaleBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with private statistics and affine terms for every view of the scale set.
+
+    View 0 keeps the plain names (`weight`, `running_mean`, ...); view k > 0 lives in `scales.{k-1}`.
+    With one view this is exactly `nn.BatchNorm2d`.
+
+    Sources: private batch norm of resolution-switchable networks, Wang et al. 2020 (arXiv 2007.09558).
+    """
+
+    def __init__(self, channels: int, views: int) -> None:
+        super().__init__(channels)
+        self.scales = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(views - 1))
+
+    def forward(self, x: Tensor, view: int = 0) -> Tensor:
+        if view == 0:
+            return super().forward(x)
+        normalised: Tensor = self.scales[view - 1](x)
+        return normalised
+
+
+class SoftBlur(nn.Module):
+    """Low-pass filter before a strided convolution: `x + t (B * x - x)` with B the 3x3 binomial kernel.
+
+    `t` is one learned scalar: 0 is the identity, 1 a full blur.
+
+    Shape: (N, C, H, W) -> (N, C, H, W).
+    Sources: anti-aliased CNNs, Zhang 2019 (arXiv 1904.11486); here on the block's input, so that the residual
+    branch and the shortcut share one blur, and with a learned strength.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, channels: int, strength: float) -> None:
+        super().__init__()
+        row = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("kernel", torch.outer(row, row).repeat(channels, 1, 1, 1), persistent=False)
+        self.t = nn.Parameter(torch.tensor(float(strength)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        blurred = F.conv2d(padded, self.kernel.to(x.dtype), groups=x.shape[1])
+        # Cast: a float32 scalar would promote a bfloat16 map to float32 and cost twice the memory traffic.
+        return x + self.t.to(x.dtype) * (blurred - x)
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling over space: `mean(x^p)^(1/p)`; p = 1 is the average, p -> inf the maximum.
+
+    Shape: (N, C, H, W) -> (N, C).
+    Sources: Radenović et al. 2018 (arXiv 1711.02512).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(float(p)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Powers in float32: half precision under- and overflows. The floor keeps the gradient of 0^p finite.
+        powered = x.float().clamp(min=1e-6).pow(self.p).mean((2, 3))
+        return powered.pow(1 / self.p)
+
+
+class AveragePool(nn.Module):
+    """Mean over space. Shape: (N, C, H, W) -> (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))

@@ -1,0 +1,80 @@
+"""The scale set: which views of a picture the network sees, how they are made, and how their verdicts are fused."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def view_side(side: int, scale: float) -> int:
+    """Pixels of the view of a `side`-pixel picture at `scale`."""
+    return max(1, math.floor(side * scale + 0.5))
+
+
+def resize_matrix(line: Tensor, target: Tensor | int, pixels: int, offset: Tensor | int = 0) -> Tensor:
+    """Rows of triangle-filter weights: `resize_matrix(x, m, m) @ x` resizes a length-n signal to m samples.
+
+    The filter is bilinear interpolation when enlarging and is stretched by n/m when shrinking (antialiased), the
+    same as Pillow's BILINEAR and `F.interpolate(..., antialias=True)`. It is plain arithmetic on the length of `line`,
+    so that an exported graph computes it for any input size.
+
+    Args:
+        line: a signal of n samples; only its length, device and dtype matter.
+        target: m, samples that the signal is resized to.
+        pixels: rows of the result, at least m, when the resized signal sits in a longer one.
+        offset: first row of the resized signal in the longer one; rows outside are zero.
+
+    Shape: (n,) -> (pixels, n).
+    """
+    ones = torch.ones_like(line)
+    ratio = ones.sum() / target
+    columns = ones.cumsum(0) - 0.5  # centres of the n samples
+    rows = torch.arange(pixels, device=line.device, dtype=line.dtype) - offset
+    centres = (rows + 0.5) * ratio
+    weights = (1 - (columns[None] - centres[:, None]).abs() / ratio.clamp(min=1)).clamp(min=0)  # pixels x n
+    inside = ((rows >= 0) & (rows < target)).to(line.dtype)[:, None]
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-8) * inside
+
+
+def make_view(x: Tensor, scale: float) -> Tensor:
+    """The picture at `scale`, antialiased.
+
+    Shape: (N, C, H, W) -> (N, C, H scale, W scale).
+    """
+    if scale == 1:
+        return x
+    inverse = 1 / scale
+    if inverse == round(inverse) and x.shape[-1] % round(inverse) == 0 and x.shape[-2] % round(inverse) == 0:
+        return F.avg_pool2d(x, round(inverse))
+    height, width = (view_side(side, scale) for side in x.shape[-2:])
+    down, across = resize_matrix(x[0, 0, :, 0], height, height), resize_matrix(x[0, 0, 0, :], width, width)
+    return down @ x @ across.T
+
+
+class ConfidenceFusion(nn.Module):
+    """Views vote with how sure they are: a view at a scale that it cannot judge is ignored, not averaged in.
+
+        c_v = sum_k p_vk log p_vk / log K          (negative normalised entropy, -1 unsure .. 0 sure)
+        w   = softmax_v(tau c_v)
+        z   = z_1 + beta (sum_v w_v z_v - z_1)
+
+    beta = 0 is the first view alone, which is exactly the plain network; tau is learned, in logarithm.
+
+    Shape: S tensors (N, K) -> (N, K).
+    """
+
+    def __init__(self, beta: float, tau: float = 8.0) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(float(beta)))
+        self.log_tau = nn.Parameter(torch.tensor(math.log(tau)))
+
+    def forward(self, logits: list[Tensor]) -> Tensor:
+        stacked = torch.stack([view.float() for view in logits])  # S x N x K
+        log_p = stacked.detach().log_softmax(-1)
+        sureness = (log_p.exp() * log_p).sum(-1) / math.log(max(2, stacked.shape[-1]))  # S x N
+        weights = (self.log_tau.exp() * sureness).softmax(0)
+        fused = (weights[..., None] * stacked).sum(0)  # N x K
+        return stacked[0] + self.beta * (fused - stacked[0])

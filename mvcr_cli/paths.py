@@ -1,0 +1,128 @@
+"""User directories, names made safe to show, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import errno
+import io
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from mvcr_cli.errors import CannotCreate, MvcrError, NotPermitted, WriteFailed
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def cache_dir() -> Path:
+    """Where downloads and caches live: `$MVCR_HOME`, else the platform's user cache directory."""
+    home = os.environ.get("MVCR_HOME")
+    return Path(home) if home else user_cache_path("mvcr")
+
+
+def display_name(name: str | os.PathLike[str], limit: int = 200) -> str:
+    """Any path or class name as one printable line, for people.
+
+    Controls, escapes, bidirectional overrides and bytes that are not UTF-8 are shown as escapes, so that a
+    name from a stranger cannot move the cursor, colour the terminal or forge a line.
+    """
+    shown = []
+    for char in os.fsdecode(name):
+        if char == "\\":
+            shown.append("\\\\")
+        elif 0xDC80 <= ord(char) <= 0xDCFF:
+            shown.append(f"\\x{ord(char) - 0xDC00:02x}")
+        elif unicodedata.category(char) in _INVISIBLE:
+            shown.append(char.encode("unicode_escape", "surrogatepass").decode())
+        else:
+            shown.append(char)
+    line = "".join(shown)
+    return line if len(line) <= limit else line[: limit // 2] + "…" + line[-limit // 2 :]
+
+
+def json_path(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The path for a JSON record: always valid Unicode, with the exact bytes beside it when they are not UTF-8."""
+    raw = os.fsencode(path)
+    try:
+        return {"path": raw.decode()}
+    except UnicodeDecodeError:
+        return {"path": raw.decode("utf-8", "backslashreplace"), "path_b64": base64.b64encode(raw).decode()}
+
+
+def class_name(folder: str) -> str:
+    """A folder name as a class name: valid Unicode; bytes that are not UTF-8 become `\\xNN` text."""
+    return os.fsencode(folder).decode("utf-8", "backslashreplace")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Strict JSON: NaN and infinity are refused, keys keep their order."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A CSV document; cells that a spreadsheet would run as a formula get a leading apostrophe (OWASP)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([_inert(cell) for cell in header])
+    writer.writerows([_inert(cell) for cell in row] for row in rows)
+    return out.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    return "'" + cell if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader, a crash or a full disk sees the old one or the new one, never a part.
+
+    Raises:
+        WriteFailed: disk full, quota, read-only medium or any other I/O error; nothing is left behind.
+        NotPermitted: the directory may not be written.
+    """
+    payload = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _fsync_directory(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise write_error(path, error, len(payload)) from error
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_whole(path, to_json(value, indent=2) + "\n")
+
+
+def write_error(path: Path, error: OSError, size: int = 0) -> MvcrError:
+    """The `MvcrError` that says why `path` could not be written."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    what = f"cannot write {size:,} bytes to {display_name(path)}" if size else f"cannot write {display_name(path)}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotPermitted(f"{what}: {reason}", "choose a folder that you may write, with --out or --name")
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        return CannotCreate(f"{what}: {reason}", "choose another name")
+    return WriteFailed(
+        f"{what}: {reason}", "free some space and run the same command again; what was saved before is intact"
+    )
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,215 @@
+"""What comes out: one frozen record a result, plain values only, with the unit in the field's name.
+
+`record(...)` turns one into the dictionary that `--json` prints: `record` and `schema` first.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mvcr_cli.paths import json_path
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One picture: the best class, the runners-up, and the size of the upright picture in pixels."""
+
+    path: str
+    label: str
+    probability: float
+    topk: tuple[Label, ...]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One file that was skipped, and why. Codes: see `BadImage`, and `link`, `duplicate`, `not_an_image`."""
+
+    path: str
+    code: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochReport:
+    """One validated epoch. Accuracies are fractions; `val_*` are of the averaged (EMA) weights."""
+
+    epoch: int
+    epochs: int | None
+    step: int
+    size_px: int
+    lr: float
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    best_accuracy: float
+    images_per_second: float
+    seconds: float
+    left_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReport:
+    """The end of `mvcr train`."""
+
+    run: str
+    best_accuracy: float
+    best_epoch: int
+    last_accuracy: float
+    epochs: int
+    steps: int
+    seconds: float
+    stopped_by: str  # "finished", "patience", "SIGINT" or "SIGTERM"
+    train_images: int
+    val_images: int
+    skipped: int
+    peak_rss_mb: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A share of n with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassReport:
+    label: str
+    n: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalReport:
+    """Trustworthy evaluation of one run on one set of pictures. `confusion[i][j]`: true class i predicted as j."""
+
+    run: str
+    data: str
+    images: int
+    top1: Interval
+    top5: Interval | None
+    balanced_accuracy: float
+    macro_f1: float
+    auroc: float | None
+    loss: float
+    calibration_error: float
+    classes: tuple[ClassReport, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    missing_classes: tuple[str, ...]
+    skipped: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageResult:
+    """One evaluated picture, for `--out`."""
+
+    path: str
+    label: str
+    predicted: str
+    correct: bool
+    probability: float
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """An exported file and the proof that it does what the run does."""
+
+    run: str
+    file: str
+    format: str
+    megabytes: float
+    images: int
+    sizes: tuple[str, ...]
+    top1_agreement: float
+    max_probability_difference: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkRow:
+    """Speed of one model at one input. Milliseconds are a batch; `mac` are multiply-accumulates a picture."""
+
+    model: str
+    backend: str  # "eager" or "onnxruntime"
+    device: str
+    precision: str
+    size_px: int
+    batch: int
+    parameters: int
+    mac: int
+    forward_p50_ms: float
+    forward_p95_ms: float
+    forward_images_per_second: float
+    train_p50_ms: float | None
+    train_images_per_second: float | None
+    peak_memory_mb: float
+    relative_time: float | None  # forward time over that of the plain ResNet of the same depth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderReport:
+    """How fast pictures reach the network, and which side waits for the other."""
+
+    images: int
+    decode_images_per_second: float
+    loader_images_per_second: float
+    train_images_per_second: float
+    bottleneck: str  # "loader" or "network"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkReport:
+    torch: str
+    threads: int
+    rows: tuple[BenchmarkRow, ...]
+    loader: LoaderReport | None = field(default=None)
+
+
+_NAMES = {
+    Prediction: "prediction",
+    Problem: "error",
+    EpochReport: "epoch",
+    TrainReport: "train",
+    EvalReport: "eval",
+    ImageResult: "image",
+    ExportReport: "export",
+    BenchmarkRow: "benchmark",
+    LoaderReport: "loader",
+}
+
+
+def record(result: Any) -> dict[str, Any]:
+    """The JSON record of a result; paths are valid Unicode, with `path_b64` where the name is not UTF-8."""
+    values = asdict(result)
+    head: dict[str, Any] = {"record": _NAMES[type(result)], "schema": SCHEMA}
+    if "path" in values:
+        head |= json_path(os.fspath(values.pop("path")))
+    if isinstance(result, Problem):
+        return head | {"error": {"code": result.code, "detail": result.detail}}
+    return head | {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Text fields may carry undecodable bytes from file names; JSON may not."""
+    if isinstance(value, str):
+        return json_path(value)["path"]
+    return value

@@ -1,0 +1,1 @@
+"""What a run leaves for people: pictures of its results and one self-contained HTML page."""

@@ -1,0 +1,52 @@
+"""Small folders of pictures, the same on every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+SHAPES = {"circle": (220, 60, 40), "square": (40, 90, 220), "triangle": (60, 170, 70)}
+
+PhotoFolder = Callable[..., Path]
+
+
+def draw_shape(name: str, seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """One coloured circle, square or triangle somewhere on a grey ground. `size` is (width, height) in pixels."""
+    chance = np.random.default_rng([seed, *name.encode()])
+    ground = chance.integers(150, 220, (size[1], size[0], 1)).repeat(3, axis=2)
+    image = Image.fromarray(ground.astype(np.uint8))
+    side = int(min(size) * chance.uniform(0.4, 0.7))
+    left, top = (int(chance.integers(0, length - side)) for length in size)
+    right, bottom = left + side, top + side
+    draw, colour = ImageDraw.Draw(image), SHAPES[name]
+    if name == "circle":
+        draw.ellipse((left, top, right, bottom), fill=colour)
+    elif name == "square":
+        draw.rectangle((left, top, right, bottom), fill=colour)
+    else:
+        draw.polygon(((left, bottom), (right, bottom), ((left + right) // 2, top)), fill=colour)
+    return image
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> PhotoFolder:
+    """Builder of `name/<class>/<number>.png`: `photo_folder(classes=2, images=6)`. Equal arguments, equal bytes.
+
+    `first` numbers the pictures from there on, so that a second folder can hold others.
+    """
+
+    def build(
+        name: str = "photos", *, classes: int = 2, images: int = 6, size: tuple[int, int] = (40, 32), first: int = 0
+    ) -> Path:
+        root = tmp_path / name
+        for shape in list(SHAPES)[:classes]:
+            (root / shape).mkdir(parents=True)
+            for number in range(first, first + images):
+                draw_shape(shape, number, size).save(root / shape / f"{number:03d}.png")
+        return root
+
+    return build

@@ -1,0 +1,567 @@
+"""The laws of the command line: what is imported, where output goes, and what names may do. Engines are fakes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import inspect
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mvcr_cli import cli
+from mvcr_cli.cli import output, tables
+from mvcr_cli.cli.benchmark import benchmark
+from mvcr_cli.cli.evaluate import evaluate
+from mvcr_cli.cli.export import export
+from mvcr_cli.cli.predict import predict
+from mvcr_cli.cli.signals import StopRequest
+from mvcr_cli.cli.train import train
+from mvcr_cli.config import (
+    AugmentConfig,
+    BenchmarkConfig,
+    EvalConfig,
+    ExportConfig,
+    PredictConfig,
+    TrainConfig,
+)
+from mvcr_cli.records import (
+    ClassReport,
+    EpochReport,
+    EvalReport,
+    ImageResult,
+    Interval,
+    Label,
+    LoaderReport,
+    Prediction,
+    Problem,
+    TrainReport,
+)
+
+HEAVY = ("torch", "torchvision", "numpy", "PIL", "onnx", "onnxruntime", "huggingface_hub", "safetensors")
+HOSTILE = (
+    "\x1b[31mred.jpg", "\x1b]0;title\x07.jpg", "x[/b].jpg", "[red]a[/red].jpg", "[link=http://x]l.jpg", ":warning:.jpg",
+    "a\nb\r.jpg", "\u202egpj.exe", "zero\u200bwidth.jpg", "caf\udce9.jpg", "\x9b31m.jpg", "=1+1.jpg", "back\\slash.jpg",
+)  # fmt: skip
+EPOCH = EpochReport(
+    epoch=1, epochs=2, step=10, size_px=64, lr=0.1, train_loss=0.5, val_loss=0.6, val_accuracy=0.8, best_accuracy=0.8,
+    images_per_second=100.0, seconds=1.0, left_seconds=70.0,
+)  # fmt: skip
+TRAINED = TrainReport(
+    run="runs/a b", best_accuracy=0.8, best_epoch=1, last_accuracy=0.7, epochs=2, steps=20, seconds=2.0,
+    stopped_by="finished", train_images=8, val_images=2, skipped=1, peak_rss_mb=100.0,
+)  # fmt: skip
+
+Run = Callable[..., tuple[int, str, str]]
+Fake = Callable[[str, Callable[..., Any]], None]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run one command line in this process: exit code, stdout, stderr."""
+
+    def run_line(*argv: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main(list(argv), started=12.5)
+        captured = capfd.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return run_line
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Put a function in the place of an engine; torch stays out."""
+    monkeypatch.setitem(sys.modules, "mvcr_cli.engine", ModuleType("mvcr_cli.engine"))
+
+    def place(name: str, function: Callable[..., Any]) -> None:
+        module = ModuleType(name)
+        setattr(module, name, function)
+        monkeypatch.setitem(sys.modules, f"mvcr_cli.engine.{name}", module)
+
+    return place
+
+
+def prediction(path: str, label: str = "cat") -> Prediction:
+    topk = (Label(label=label, probability=0.75), Label(label="[dog]", probability=0.25))
+    return Prediction(path=path, label=label, probability=0.75, topk=topk, width=40, height=30)
+
+
+def evaluation(labels: tuple[str, ...] = ("cat", "dog")) -> tuple[EvalReport, list[ImageResult], list[Problem]]:
+    share = Interval(value=0.5, low=0.1, high=0.9, n=2)
+    k = len(labels)
+    report = EvalReport(
+        run="runs/a", data="d", images=2, top1=share, top5=None, balanced_accuracy=0.5, macro_f1=0.4, auroc=None,
+        loss=0.7, calibration_error=0.1, confusion=tuple(tuple(range(k)) for _ in range(k)), missing_classes=labels[:1],
+        classes=tuple(ClassReport(label=label, n=1, precision=None, recall=0.5, f1=0.5) for label in labels),
+        skipped=1, seconds=1.0,
+    )  # fmt: skip
+    result = ImageResult(
+        path="=a.jpg", label=labels[0], predicted=labels[1], correct=False, probability=0.6, probabilities=(0.4, 0.6)
+    )
+    return report, [result, result], [Problem(path="bad.jpg", code="corrupt", detail="no end")]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["--version"], ["train", "--help"], ["train", "d", "--epochs", "-1"], ["train", "d", "--model", "x"],
+     ["predict"], ["benchmark", "mvcr99"]],
+)  # fmt: skip
+def test_help_and_refusals_import_nothing_heavy(argv: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mvcr_cli", *argv], capture_output=True, text=True, check=False
+    )
+    imported = {
+        line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if line.count("|") == 2
+    }
+    assert "typer" in imported
+    assert not imported & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("command", "kinds", "elsewhere"),
+    [
+        (train, (TrainConfig, AugmentConfig), {"started", "augment", "progressive"}),
+        (evaluate, (EvalConfig,), set()),
+        (predict, (PredictConfig,), set()),
+        (export, (ExportConfig,), set()),
+        (benchmark, (BenchmarkConfig,), {"onnx", "train"}),
+    ],
+)
+def test_every_field_has_one_option_with_the_same_default(
+    command: Callable[..., None], kinds: tuple[Any, ...], elsewhere: set[str]
+) -> None:
+    parameters = inspect.signature(command).parameters
+    for field in (field for kind in kinds for field in dataclasses.fields(kind)):
+        if field.name in elsewhere:
+            continue
+        default = parameters[field.name].default
+        if isinstance(field.default, tuple) and default is not None:
+            default = tuple(map(int, default.split(",")))
+        if default is not inspect.Parameter.empty and default is not None:
+            assert default == field.default, field.name
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert set(parameters) - names <= {
+        "ctx", "json", "name", "format", "keep_going", "no_augment", "no_progressive", "no_onnx", "no_train",
+    }  # fmt: skip
+
+
+def trained_with(run: Run, fake: Fake, *argv: str) -> TrainConfig:
+    seen: list[TrainConfig] = []
+
+    def engine(config: TrainConfig, **_: Any) -> Iterator[TrainReport]:
+        seen.append(config)
+        return iter([TRAINED])
+
+    fake("train", engine)
+    code, _, err = run("train", "d", *argv)
+    assert code == 0, err
+    return seen[0]
+
+
+def test_no_options_give_the_config_of_the_defaults(run: Run, fake: Fake) -> None:
+    assert trained_with(run, fake) == TrainConfig(data=Path("d"), started=12.5)
+
+
+def test_every_kind_of_option_arrives(run: Run, fake: Fake) -> None:
+    line = (
+        "--val v --name x --imgsz 96 --batch auto --time 1h30m --scales 1/2,1 -j 0 -m cnn --lr 1e-3 --device cpu"
+        " --no-progressive --balance none --cache 0 --no-hflip --rotate 9 --weights none --seed 5 --offline"
+    )
+    assert trained_with(run, fake, *line.split()) == TrainConfig(
+        data=Path("d"), val=Path("v"), run=Path("runs/x"), imgsz=96, batch=None, seconds=5400.0, scales=(1.0, 0.5),
+        workers=0, model="cnn", lr=1e-3, device="cpu", progressive=False, balance="none", cache_mb=0, weights="none",
+        augment=AugmentConfig(hflip=False, rotate=9.0), seed=5, offline=True, started=12.5,
+    )  # fmt: skip
+
+
+def test_no_augment_is_neutral_but_for_what_is_given(run: Run, fake: Fake) -> None:
+    off = trained_with(run, fake, "--no-augment").augment
+    assert off.crop == 1
+    assert not any(value for name, value in dataclasses.asdict(off).items() if name != "crop")
+    some = trained_with(run, fake, "--no-augment", "--hflip", "--crop", str(AugmentConfig.crop)).augment
+    assert some == dataclasses.replace(off, hflip=True, crop=AugmentConfig.crop)
+
+
+def test_offline_can_be_set_in_the_environment(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MVCR_OFFLINE", "1")
+    assert trained_with(run, fake).offline
+
+
+def test_top_level_help_shows_five_examples(run: Run) -> None:
+    _, out, _ = run("--help")
+    assert len(re.findall(r"^ +mvcr \w+ .*#", out, re.M)) == 5
+
+
+def test_training_shows_epochs_on_stderr_and_one_record_on_stdout(run: Run, fake: Fake) -> None:
+    fake("train", lambda config, **_: iter([EPOCH, EPOCH, TRAINED]))
+    _, out, err = run("train", "d", "--json")
+    assert list(json.loads(out))[:2] == ["record", "schema"]
+    assert json.loads(out)["best_accuracy"] == 0.8
+    assert (
+        err.count("epoch 1/2  step 10  64 px  loss 0.500  val 80.0 % (best 80.0 %)  100 images/s  1 min 10 s left") == 2
+    )
+    _, out, _ = run("train", "d")
+    assert "mvcr eval --run 'runs/a b'\n" in out
+    assert "mvcr predict img.jpg --run 'runs/a b'\n" in out
+
+
+def test_a_dry_run_has_no_result(run: Run, fake: Fake) -> None:
+    fake("train", lambda config, *, say, **_: iter(say("would train mvcr18") or ()))
+    assert run("train", "d", "--dry-run") == (0, "", "would train mvcr18\n")
+
+
+def test_problems_are_summarised_by_code_with_at_most_twenty_names(run: Run, fake: Fake) -> None:
+    problems = [Problem(path=f"{index:04}.jpg", code="corrupt") for index in range(1234)]
+    fake("predict", lambda config, **_: iter([*problems, Problem(path="link", code="link")]))
+    code, out, err = run("predict", "d")
+    assert code == 65
+    assert len(out.splitlines()) == 1235
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("corrupt: 1,234 files: 0000.jpg, 0001.jpg")
+    assert lines[0].endswith("0019.jpg and 1,214 more")
+
+
+@pytest.mark.parametrize("format_", ["json", "jsonl", "csv"])
+def test_every_format_parses_and_names_every_file(format_: str, run: Run, fake: Fake) -> None:
+    results = [*map(prediction, HOSTILE), Problem(path="bad.jpg", code="corrupt", detail="no end")]
+    fake("predict", lambda config, **_: iter(results))
+    code, out, _ = run("predict", "d", "--format", format_)
+    assert code == 65
+    if format_ == "csv":
+        rows = list(csv.reader(io.StringIO(out)))
+        assert rows[0][:6] == ["path", "label", "probability", "width", "height", "error"]
+        assert {len(row) for row in rows} == {8}
+        assert [row[5] for row in rows[1:]] == [""] * len(HOSTILE) + ["corrupt"]
+        assert not any(row[0].startswith("=") for row in rows)
+        return
+    records = json.loads(out) if format_ == "json" else [json.loads(line) for line in out.split("\n")[:-1]]
+    assert [entry["record"] for entry in records] == ["prediction"] * len(HOSTILE) + ["error"]
+    assert records[0]["path"] == HOSTILE[0]
+
+
+@pytest.mark.parametrize(("format_", "text"), [("json", "[]\n"), ("jsonl", ""), ("csv", "path,label")])
+def test_no_pictures_are_a_document_too(format_: str, text: str, run: Run, fake: Fake) -> None:
+    fake("predict", lambda config, **_: iter(()))
+    code, out, _ = run("predict", "d", "--format", format_)
+    assert code == 0
+    assert out.startswith(text)
+
+
+def test_an_error_in_the_middle_leaves_no_json_array_that_parses(run: Run, fake: Fake) -> None:
+    def dies(config: Any, **_: Any) -> Iterator[Prediction]:
+        yield prediction("a")
+        raise MemoryError
+
+    fake("predict", dies)
+    code, out, _ = run("predict", "d", "--format", "json")
+    assert code == 70
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(out)
+
+
+@pytest.fixture
+def evaluated(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake("evaluate", lambda config, **_: evaluation())
+    plots = ModuleType("plots")
+    setattr(plots, "confusion_png", lambda confusion, labels: f"{labels}".encode())  # noqa: B010
+    monkeypatch.setitem(sys.modules, "mvcr_cli.report", ModuleType("report"))
+    monkeypatch.setitem(sys.modules, "mvcr_cli.report.plots", plots)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_eval_writes_a_folder_or_a_file(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("eval", "--json", "--out", str(tmp_path / "new" / "results"))
+    assert code == 65
+    folder = tmp_path / "new" / "results"
+    assert sorted(os.listdir(folder)) == ["confusion.png", "eval.json", "predictions.csv", "predictions.jsonl"]
+    assert json.loads((folder / "eval.json").read_text()) == json.loads(out)
+    kinds = [json.loads(line)["record"] for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert kinds == ["image", "image", "error"]
+    assert (folder / "confusion.png").read_bytes() == b"['cat', 'dog']"
+    for name in ("a.csv", "a.jsonl"):
+        assert run("eval", "--keep-going", "--out", str(tmp_path / name))[0] == 0
+        assert (tmp_path / name).read_text() == (folder / f"predictions{Path(name).suffix}").read_text()
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
+    _, out, _ = run("eval")
+    assert "top-1 50.0 %  (95 % interval 10.0 % to 90.0 %, n = 2)" in out
+    assert "precision" in out
+    assert "true \\ predicted" in out
+
+
+def test_a_loader_report_is_shown(run: Run, fake: Fake) -> None:
+    report = LoaderReport(
+        images=5, decode_images_per_second=1.0, loader_images_per_second=2.0, train_images_per_second=3.0,
+        bottleneck="loader",
+    )  # fmt: skip
+    fake("benchmark", lambda config, **_: iter([report]))
+    assert "the loader is the bottleneck" in run("benchmark")[1]
+    assert json.loads(run("benchmark", "--json")[1])["record"] == "loader"
+
+
+def from_names(shown: str) -> set[str]:
+    """Control and invisible characters of a terminal session that Rich and we do not write ourselves."""
+    rest = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    return set(re.findall("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]", rest))
+
+
+def test_hostile_names_reach_a_forced_terminal_as_text() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=120)
+    for name in HOSTILE:
+        console.print(tables.prediction_row(prediction(name, label=name)))
+        console.print(tables.prediction_row(Problem(path=name, code="corrupt", detail=name)))
+        console.print(tables.evaluation(evaluation((name, f"{name}2"))[0]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b" not in shown
+    assert "\r" not in shown
+    assert not from_names(shown)
+    for readable in (r"\x1b[31mred.jpg", "x[/b].jpg", "[red]a[/red].jpg", ":warning:.jpg", r"caf\xe9.jpg"):
+        assert readable in shown
+
+
+def test_one_line_leaves_what_display_name_made() -> None:
+    from mvcr_cli.paths import display_name
+
+    for name in HOSTILE:
+        shown = display_name(name)
+        if "\\\\" not in shown:
+            assert output.one_line(shown) == shown
+        assert not from_names(output.one_line(name))
+        assert "\n" not in output.one_line(name)
+
+
+def test_hostile_error_texts_and_arguments_are_escaped(run: Run, fake: Fake) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("".join(HOSTILE))
+
+    fake("export", fail)
+    for argv in (
+        ("export",),
+        ("predict", "--\x1b[31m"),
+        ("train", "d", "--name", "\x1b/"),
+        ("train", "d", "-m", "\x1b]0;"),
+    ):
+        _, out, err = run(*argv)
+        assert out == ""
+        assert "\x1b" not in err
+
+
+FAKES = """
+import contextlib, os, sys, time, types
+from mvcr_cli.records import *
+engine = types.ModuleType("mvcr_cli.engine")
+sys.modules["mvcr_cli.engine"] = engine
+for name in ("train", "predict"):
+    sys.modules["mvcr_cli.engine." + name] = engine
+def ready():
+    with contextlib.suppress(OSError):
+        os.write(2, b"ready\\n")
+def predict(config, *, stdin, track, say):
+    if "NOISY" in os.environ:
+        print("Downloading...")
+        os.write(1, b"from C\\n")
+        say("choice made")
+        sys.stdout.write("buffered, flushed by nobody")
+    names = [line.rstrip(b"\\n").decode() for line in stdin] if config.inputs == ("-",) else config.inputs[1:]
+    count = int(config.inputs[0]) if config.inputs != ("-",) else 1
+    for index in track(range(count), total=count, label="predicting"):
+        time.sleep(float(os.environ.get("PAUSE", "0")))
+        for name in names or [f"{index}.jpg"]:
+            yield Prediction(path=name, label=name, probability=1.0, topk=(), width=1, height=1)
+def train(config, *, track, say, stop):
+    say("scanning")
+    if config.dry_run:
+        ready(); time.sleep(20)
+    stop()
+    ready()
+    for step in track(range(1000), total=1000, label="epoch 1"):
+        time.sleep(0.02)
+        if stop() and not config.strict:
+            say("saving")
+            break
+    yield TrainReport(
+        run="runs/a", best_accuracy=1.0, best_epoch=1, last_accuracy=1.0, epochs=1, steps=step, seconds=1.0,
+        stopped_by=stop() or "finished", train_images=1, val_images=1, skipped=0, peak_rss_mb=1.0)
+engine.predict, engine.train = predict, train
+from mvcr_cli.cli import main
+main(sys.argv[1:])
+"""
+
+
+def start(*argv: str, **options: Any) -> subprocess.Popen[bytes]:
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-c", FAKES, *argv], **settings | options)
+
+
+def read_terminal(descriptor: int) -> bytes:
+    shown = b""
+    while True:
+        try:
+            part = os.read(descriptor, 65536)
+        except OSError:
+            return shown
+        if not part:
+            return shown
+        shown += part
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_a_bar_on_the_terminal_swallows_no_line_of_the_file(tmp_path: Path) -> None:
+    here, there = os.openpty()
+    path = tmp_path / "out.jsonl"
+    with open(path, "wb") as file:
+        process = start("predict", "50", "--json", stdout=file, stderr=there, env=os.environ | {"PAUSE": "0.005"})
+    os.close(there)
+    shown = read_terminal(here)
+    os.close(here)
+    assert process.wait(20) == 0
+    assert [json.loads(line)["path"] for line in path.read_text().splitlines()] == [f"{n}.jpg" for n in range(50)]
+    assert b"predicting" in shown
+    assert b"\x1b[?25h" in shown  # the cursor is back
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_a_terminal_gets_a_table_without_a_byte_of_control_from_names() -> None:
+    here, there = os.openpty()
+    process = start("predict", "1", *HOSTILE, stdout=there, stderr=there, env=os.environ | {"TERM": "xterm"})
+    os.close(there)
+    shown = read_terminal(here).decode()
+    os.close(here)
+    assert process.wait(20) == 0
+    bars = re.sub(r"\x1b\[(\?25[lh]|2K|1A|\d*;?\d*H)", "", shown)
+    assert not from_names(bars)
+    assert r"\x1b]0;title" in re.sub(r"\s", "", bars)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX pipes")
+def test_a_reader_that_leaves_ends_the_program_silently_with_141() -> None:
+    process = start("predict", "100000", "--json")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert json.loads(process.stdout.readline())["path"] == "0.jpg"
+    process.stdout.close()
+    left = time.monotonic()
+    assert process.wait(20) == 141
+    assert time.monotonic() - left < 2
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line_and_74() -> None:
+    with open("/dev/full", "wb") as full:
+        process = start("predict", "3", "--json", stdout=full)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 74
+        assert err.startswith(b"error: cannot write the result to stdout: No space left on device\n")
+        assert err.count(b"\n") == 2
+        helped = subprocess.run([sys.executable, "-m", "mvcr_cli", "--help"], stdout=full, stderr=subprocess.PIPE)
+        assert helped.returncode == 74
+        assert b"Traceback" not in helped.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX descriptors")
+@pytest.mark.parametrize(("closed", "lines"), [("<&-", 2), (">&-", 0), ("2>&-", 2), ("<&- >&- 2>&-", 0)])
+def test_closed_streams_are_no_crash(closed: str, lines: int) -> None:
+    argv = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", FAKES, "predict", "2", "--json"]
+    done = subprocess.run(argv, capture_output=True, timeout=20, env=os.environ | {"NOISY": "1"})
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == lines
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_log_does_not_stop_the_work() -> None:
+    with open("/dev/full", "wb") as full:
+        process = start("train", "d", "--json", stderr=full, env=os.environ)
+        time.sleep(1)
+        process.terminate()
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert out == b"" or json.loads(out)["stopped_by"] == "SIGTERM"
+
+
+def test_names_come_from_stdin() -> None:
+    process = start("predict", "-", stdin=subprocess.PIPE)
+    out, _ = process.communicate(b"a b.jpg\nc.jpg\n", timeout=20)
+    assert [json.loads(line)["path"] for line in out.splitlines()] == ["a b.jpg", "c.jpg"]
+
+
+def test_prints_of_libraries_are_talk() -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = start("predict", "2", env=buffered | {"NOISY": "1"})
+    out, err = process.communicate(timeout=20)
+    assert [json.loads(line)["path"] for line in out.splitlines()] == ["0.jpg", "1.jpg"]
+    assert sorted(err.splitlines()) == [b"Downloading...", b"buffered, flushed by nobody", b"choice made", b"from C"]
+
+
+def wait_until_ready(process: subprocess.Popen[bytes]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line == b"ready\n":
+            return
+    raise AssertionError("the program never got ready")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_lets_training_save(number: signal.Signals, code: int) -> None:
+    process = start("train", "d", "--json")
+    wait_until_ready(process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert json.loads(out)["stopped_by"] == number.name
+    assert b"saving\n" in err
+    assert b"go on with the same command and --run runs/a --resume\n" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_second_signal_ends_training_at_once(number: signal.Signals, code: int) -> None:
+    process = start("train", "d", "--strict")
+    wait_until_ready(process)
+    process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=5)
+    assert (process.returncode, out) == (code, b"")
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_training_begins_ends_at_once(number: signal.Signals, code: int) -> None:
+    process = start("train", "d", "--dry-run")
+    wait_until_ready(process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=5)
+    assert (process.returncode, out, err) == (code, b"", b"")
+
+
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            assert stop() is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop() is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop() == "SIGTERM"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
