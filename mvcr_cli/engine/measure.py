@@ -86,7 +86,7 @@ def _waiter(device: torch.device) -> Callable[[], None]:
 
 def peak_memory(device: torch.device, work: Callable[[], T]) -> tuple[T, float]:
     """The result of `work`, and how far memory grew on the way, in MiB; see the top of this file."""
-    gc.collect()
+    gc.collect()  # networks of earlier rows
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -32,6 +32,7 @@ from mvcr_cli.records import Problem
 
 PROBED_PICTURES = 500
 SMALL_STEM_BELOW = 96
+HARMLESS = frozenset({"hidden", "not_an_image", "duplicate_link", "imbalance"})  # findings that --strict lets pass
 BYTES_PER_PIXEL = 600  # activations and gradients of an 18-layer trunk in float32, per input pixel
 
 
@@ -73,11 +74,16 @@ def prepare(config: TrainConfig) -> Prepared:
         val, missing = relabel(other, index.classes)
         skipped = index.skipped + other.skipped
     if not val:
-        raise DataError("no picture is left to validate on", "add pictures to each class, or give a folder with --val")
-    findings = tuple(_findings(index, train, val, skipped, missing))
-    if config.strict and findings:
+        different = len({sample.digest for sample in index.samples})
         raise DataError(
-            f"--strict: the data have {len(findings)} findings, first: {findings[0]['detail']}",
+            f"no picture is left to validate on: {len(index.classes)} classes with {different} different pictures in all",
+            "give each class two different pictures or more, or a validation folder with --val",
+        )
+    findings = tuple(_findings(index, train, val, skipped, missing))
+    serious = [finding for finding in findings if finding["code"] not in HARMLESS]
+    if config.strict and serious:
+        raise DataError(
+            f"--strict: {len(serious)} findings about the data, first: {serious[0]['detail']}",
             "see them all with --dry-run, or train without --strict",
         )
     return Prepared(index.classes, train, val, skipped, _median_size(train), findings)
@@ -100,13 +106,13 @@ def _findings(index: FolderIndex, train: tuple[Sample, ...], val: tuple[Sample, 
 
     for code, count in sorted(Counter(problem.code for problem in skipped).items()):
         example = next(problem for problem in skipped if problem.code == code)
-        note(code, count, f"{count} skipped ({code}), for example {display_name(example.path)}")
+        note(code, count, f"skipped ({code}): {count}, for example {display_name(example.path)}")
     pairs = leaks(train, val)
-    note("leak", len(pairs), f"{len(pairs)} pictures are in training and in validation" + _example(pairs))
+    note("leak", len(pairs), f"pictures in training and in validation: {len(pairs)}" + _example(pairs))
     pairs = conflicts(index)
-    note("conflict", len(pairs), f"{len(pairs)} pictures carry two labels" + _example(pairs))
+    note("conflict", len(pairs), f"pictures with two labels: {len(pairs)}" + _example(pairs))
     names = ", ".join(display_name(name) for name in missing[:5])
-    note("missing_classes", len(missing), f"{len(missing)} classes have no validation picture: {names}")
+    note("missing_classes", len(missing), f"classes without a validation picture: {len(missing)}: {names}")
     counts = Counter(sample.label for sample in train)
     if max(counts.values()) > 20 * min(counts.values()):
         note("imbalance", 1, f"class sizes run from {min(counts.values())} to {max(counts.values())} pictures")

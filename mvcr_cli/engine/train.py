@@ -8,12 +8,10 @@ undisturbed.
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +21,32 @@ from torch import Tensor
 
 from mvcr_cli import __version__
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import ModelConfig, TrainConfig
+from mvcr_cli.config import TrainConfig
 from mvcr_cli.data.loader import PixelCache, Step, TrainingReader, epoch_order, evaluation_batches
-from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import (
     Say,
     Stop,
     Track,
-    available_cores,
-    default_workers,
     never,
     peak_rss_mb,
     pick_device,
-    pick_precision,
     say_nothing,
     silent,
 )
+from mvcr_cli.engine.beginning import FREE_SETTINGS, begin, open_run
 from mvcr_cli.engine.clock import Clock
-from mvcr_cli.engine.evaluate import infer, split_record, summarise
-from mvcr_cli.engine.loss import class_weights
-from mvcr_cli.engine.optim import WeightAverage, make_optimiser
-from mvcr_cli.engine.prepare import Prepared, announce, default_model, fit_settings, prepare, stem_for
+from mvcr_cli.engine.evaluate import infer, summarise
+from mvcr_cli.engine.prepare import Prepared, announce, prepare
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.schedule import lr_factor, size_at
 from mvcr_cli.engine.session import Session
-from mvcr_cli.engine.starting import Start, starting_weights
-from mvcr_cli.errors import CannotCreate, ConfigMismatch, DataError
-from mvcr_cli.models import build, config_for, load_trunk, useful_scales
-from mvcr_cli.paths import display_name, to_json, write_json
+from mvcr_cli.engine.starting import starting_weights
+from mvcr_cli.errors import CannotCreate, DataError
+from mvcr_cli.paths import display_name, write_json
 from mvcr_cli.records import EpochReport, EvalReport, TrainReport, record
 
 VALIDATION_SHARE = 1 / 10  # of the time, at most, when the clock decides
 EVALUATION_BATCH = 64
-# Settings that do not change the result; they may differ when a run is resumed, and stay out of the weights file.
-_FREE = frozenset({"data", "val", "run", "resume", "started", "workers", "threads", "cache_mb", "dry_run", "offline",
-                   "strict", "save_every", "device", "follow_links"})  # fmt: skip
 
 
 def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
@@ -88,120 +77,11 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
         if run.summary.exists():
             say(f"{display_name(run.path)} is finished already; nothing to do")
             return
-        trainer = _begin(config, prepared, run, start, device, clock, say)
+        session = begin(config, prepared, run, start, device, say)
+        trainer = Trainer(session.config, prepared, run, session, clock, say)
+        trainer.restore()
         yield from trainer.epochs(track, stop)
         yield trainer.finish()
-
-
-def open_run(config: TrainConfig, start: Start | None) -> RunDirectory:
-    """The run directory to write, made when it is new.
-
-    Raises: CannotCreate when the folder is something else than a run.
-    """
-    if config.run is None:
-        assert start is not None
-        run = RunDirectory.numbered(default_model(config, start.pretrained))
-    else:
-        run = RunDirectory(config.run)
-        if run.is_foreign():
-            raise CannotCreate(f"{display_name(run.path)} exists and is no run", "choose another --name")
-    run.create()
-    return run
-
-
-def _begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Start | None, device: torch.device,
-           clock: Clock, say: Say) -> Trainer:  # fmt: skip
-    """Settings, network and optimiser of a new run, or of a resumed one (`config.json` is there)."""
-    stored = run.read_json(run.config) if run.config.exists() else None
-    if stored is not None:
-        start = Start.restored(stored["start"])
-    elif start is None:
-        start = starting_weights(config, say)
-    settings = (
-        _agree(config, stored, prepared, run) if stored else fit_settings(config, prepared, device, start.pretrained)
-    )
-    assert settings.imgsz is not None
-    assert settings.model is not None
-    assert settings.threads is not None
-    torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every operation here writes what it allocates
-    torch.manual_seed(settings.seed)
-    stem = "imagenet" if start.pretrained else stem_for(settings.imgsz)
-    model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem)
-    model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
-    session = _session(settings, prepared, start, model, device)
-    precision = str(session.dtype).removeprefix("torch.")
-    if stored is None:
-        write_json(run.split, split_record(prepared.train, prepared.val, prepared.classes))
-        write_json(run.config, {
-            "mvcr": __version__, "train": settings.to_dict(), "model": model.to_dict(), "start": start.to_dict(),
-            "preprocess": session.preprocess.to_dict(), "classes": list(prepared.classes),
-            "findings": list(prepared.findings),
-            "environment": {"torch": torch.__version__, "python": platform.python_version(), "device": device.type,
-                            "precision": precision},
-        })  # fmt: skip
-    trainer = Trainer(settings, prepared, run, session, clock, say)
-    trainer.restore()
-    length = f"{settings.seconds:.0f} s" if settings.seconds else f"{settings.epochs} epochs"
-    say(
-        f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, batch "
-        f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
-    )
-    return trainer
-
-
-def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run: RunDirectory) -> TrainConfig:
-    """The stored settings, when what is asked now does not contradict them.
-
-    Raises: ConfigMismatch that names the first contradiction.
-    """
-    was = stored["train"]
-    fitted = {key: was[key] for key in ("model", "imgsz", "batch", "epochs", "lr") if getattr(config, key) is None}
-    config = replace(
-        config, **fitted, workers=default_workers(config.workers), threads=config.threads or available_cores()
-    )
-    for key, now in json.loads(to_json(config.to_dict())).items():
-        if key not in _FREE and now != was.get(key):
-            raise ConfigMismatch(
-                f"{display_name(run.path)} was started with {key} = {display_name(str(was.get(key)))}, "
-                f"not {display_name(str(now))}",
-                "resume with the same settings, or start a new run",
-            )
-    if tuple(stored["classes"]) != prepared.classes:
-        raise ConfigMismatch(f"{display_name(run.path)} has other classes than the data", "start a new run")
-    recorded = run.read_json(run.split)
-    for side, samples in (("train", prepared.train), ("val", prepared.val)):
-        if [row[2] for row in recorded[side]] != [sample.digest for sample in samples]:
-            raise ConfigMismatch(
-                f"the {side} pictures are not those that {display_name(run.path)} was started with", "start a new run"
-            )
-    return config
-
-
-def _session(config: TrainConfig, prepared: Prepared, start: Start, model: ModelConfig,
-             device: torch.device) -> Session:  # fmt: skip
-    assert config.lr is not None
-    assert config.imgsz is not None
-    network = build(model, exact=start.pretrained)
-    new_parts = set(load_trunk(network, start.tensors)) if start.tensors is not None else set()
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    dtype = pick_precision(config.precision, device)
-    counts = [0] * len(prepared.classes)
-    for sample in prepared.train:
-        counts[sample.label] += 1
-    weights = class_weights(counts, config.balance)
-    return Session(
-        config=config,
-        network=network.train(),
-        average=WeightAverage(network, config.ema),
-        optimiser=make_optimiser(network, config.lr, config.weight_decay, new_parts),
-        preprocess=Preprocess(size=config.imgsz, fit=config.fit),
-        device=device,
-        dtype=dtype,
-        weights=None if weights is None else weights.to(device),
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-    )
 
 
 @dataclass
@@ -389,7 +269,7 @@ class Trainer:
         return max(1, round(self.step / self.per_epoch / progress)) if progress > 0 else None
 
     def _keep(self, path: Path, found: EvalReport) -> None:
-        settings = {key: value for key, value in self.config.to_dict().items() if key not in _FREE}
+        settings = {key: value for key, value in self.config.to_dict().items() if key not in FREE_SETTINGS}
         Checkpoint(
             config=self.session.network.config,
             classes=self.prepared.classes,

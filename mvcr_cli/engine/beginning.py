@@ -1,0 +1,158 @@
+"""The beginning of a run: its folder, its settings made final, its network; a resumed run must agree with what it was."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mvcr_cli import __version__
+from mvcr_cli.config import ModelConfig, TrainConfig
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine import Say, available_cores, default_workers, pick_precision
+from mvcr_cli.engine.evaluate import split_record
+from mvcr_cli.engine.loss import class_weights
+from mvcr_cli.engine.optim import WeightAverage, make_optimiser
+from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, stem_for
+from mvcr_cli.engine.rundir import RunDirectory
+from mvcr_cli.engine.session import Session
+from mvcr_cli.engine.starting import Start, starting_weights
+from mvcr_cli.errors import CannotCreate, ConfigMismatch
+from mvcr_cli.models import build, config_for, load_trunk, useful_scales
+from mvcr_cli.paths import display_name, to_json, write_json
+
+# Settings that do not change the result; they may differ when a run is resumed, and stay out of the weights file.
+FREE_SETTINGS = frozenset({"data", "val", "run", "resume", "started", "workers", "threads", "cache_mb", "dry_run", "offline",
+                   "strict", "save_every", "device", "follow_links"})  # fmt: skip
+
+
+def open_run(config: TrainConfig, start: Start | None) -> RunDirectory:
+    """The run directory to write, made when it is new.
+
+    Raises: CannotCreate when the folder is something else than a run.
+    """
+    if config.run is None:
+        assert start is not None
+        run = RunDirectory.numbered(default_model(config, start.pretrained))
+    else:
+        run = RunDirectory(config.run)
+        if run.is_foreign():
+            raise CannotCreate(f"{display_name(run.path)} exists and is no run", "choose another --name")
+    run.create()
+    return run
+
+
+def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Start | None, device: torch.device,
+          say: Say) -> Session:  # fmt: skip
+    """Settings, network and optimiser of a new run, or of a resumed one (`config.json` is there).
+
+    A new run's settings and split are written before its first step.
+    """
+    stored = run.read_json(run.config) if run.config.exists() else None
+    if stored is not None:
+        start = Start.restored(stored["start"])
+    elif start is None:
+        start = starting_weights(config, say)
+    settings = (
+        _agree(config, stored, prepared, run) if stored else fit_settings(config, prepared, device, start.pretrained)
+    )
+    assert settings.imgsz is not None and settings.model is not None and settings.threads is not None
+    torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    # Every operation here writes what it allocates, so filling the memory first is time for nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.manual_seed(settings.seed)
+    stem = "imagenet" if start.pretrained else stem_for(settings.imgsz)
+    model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem)
+    model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
+    session = _session(settings, prepared, start, model, device)
+    precision = str(session.dtype).removeprefix("torch.")
+    if stored is None:
+        _record(run, settings, prepared, start, session, precision)
+    length = f"{settings.seconds:.0f} s" if settings.seconds else f"{settings.epochs} epochs"
+    say(
+        f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, batch "
+        f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
+    )
+    return session
+
+
+def _record(run: RunDirectory, settings: TrainConfig, prepared: Prepared, start: Start, session: Session,
+            precision: str) -> None:  # fmt: skip
+    """`split.json` and `config.json`: everything that the run needs to be repeated."""
+    write_json(run.split, split_record(prepared.train, prepared.val, prepared.classes))
+    environment = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": session.device.type,
+        "precision": precision,
+    }
+    write_json(
+        run.config,
+        {
+            "mvcr": __version__,
+            "train": settings.to_dict(),
+            "model": session.network.config.to_dict(),
+            "start": start.to_dict(),
+            "preprocess": session.preprocess.to_dict(),
+            "classes": list(prepared.classes),
+            "findings": list(prepared.findings),
+            "environment": environment,
+        },
+    )
+
+
+def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run: RunDirectory) -> TrainConfig:
+    """The stored settings, when what is asked now does not contradict them.
+
+    Raises: ConfigMismatch that names the first contradiction.
+    """
+    was = stored["train"]
+    fitted = {key: was[key] for key in ("model", "imgsz", "batch", "epochs", "lr") if getattr(config, key) is None}
+    config = replace(
+        config, **fitted, workers=default_workers(config.workers), threads=config.threads or available_cores()
+    )
+    for key, now in json.loads(to_json(config.to_dict())).items():
+        if key not in FREE_SETTINGS and now != was.get(key):
+            raise ConfigMismatch(
+                f"{display_name(run.path)} was started with {key} = {display_name(str(was.get(key)))}, "
+                f"not {display_name(str(now))}",
+                "resume with the same settings, or start a new run",
+            )
+    if tuple(stored["classes"]) != prepared.classes:
+        raise ConfigMismatch(f"{display_name(run.path)} has other classes than the data", "start a new run")
+    recorded = run.read_json(run.split)
+    for side, samples in (("train", prepared.train), ("val", prepared.val)):
+        if [row[2] for row in recorded[side]] != [sample.digest for sample in samples]:
+            raise ConfigMismatch(
+                f"the {side} pictures are not those that {display_name(run.path)} was started with", "start a new run"
+            )
+    return config
+
+
+def _session(config: TrainConfig, prepared: Prepared, start: Start, model: ModelConfig,
+             device: torch.device) -> Session:  # fmt: skip
+    assert config.lr is not None
+    assert config.imgsz is not None
+    network = build(model, exact=start.pretrained)
+    new_parts = set(load_trunk(network, start.tensors)) if start.tensors is not None else set()
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    dtype = pick_precision(config.precision, device)
+    counts = [0] * len(prepared.classes)
+    for sample in prepared.train:
+        counts[sample.label] += 1
+    weights = class_weights(counts, config.balance)
+    return Session(
+        config=config,
+        network=network.train(),
+        average=WeightAverage(network, config.ema),
+        optimiser=make_optimiser(network, config.lr, config.weight_decay, new_parts),
+        preprocess=Preprocess(size=config.imgsz, fit=config.fit),
+        device=device,
+        dtype=dtype,
+        weights=None if weights is None else weights.to(device),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+    )

@@ -1,0 +1,49 @@
+"""Training runs that take a second: two classes of coloured shapes that any network tells apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from conftest import draw_shape
+
+from mvcr_cli.config import TrainConfig
+from mvcr_cli.engine.train import train
+from mvcr_cli.records import EpochReport, TrainReport
+
+
+def shapes(root: Path, *, classes: tuple[str, ...] = ("circle", "square"), images: int = 16, first: int = 0) -> Path:
+    """`root/<class>/<number>.png`, 32x32 pixels."""
+    for shape in classes:
+        (root / shape).mkdir(parents=True)
+        for number in range(first, first + images):
+            draw_shape(shape, number, (32, 32)).save(root / shape / f"{number:03d}.png")
+    return root
+
+
+def settings(data: Path, run: Path | None, **changes: Any) -> TrainConfig:
+    """24 training and 8 validation pictures, three steps an epoch; the same bits on every machine of one kind."""
+    fast: dict[str, Any] = {
+        "model": "mvcr10n", "weights": "none", "imgsz": 32, "epochs": 2, "batch": 8, "workers": 0, "threads": 1,
+        "precision": "fp32", "split": 0.25, "device": "cpu", "offline": True,
+    }  # fmt: skip
+    return TrainConfig(data=data, run=run, **(fast | changes))
+
+
+def trained(data: Path, run: Path | None, *, stop: Callable[[], str | None] | None = None,
+            say: Callable[[str], None] = lambda text: None,
+            **changes: Any) -> tuple[list[EpochReport], TrainReport]:  # fmt: skip
+    """All epoch reports and the end of one run."""
+    items: Iterator[EpochReport | TrainReport] = train(
+        settings(data, run, **changes), stop=stop or (lambda: None), say=say
+    )
+    *epochs, end = items
+    assert isinstance(end, TrainReport)
+    return [epoch for epoch in epochs if isinstance(epoch, EpochReport)], end
+
+
+def stop_at(count: int, signal: str = "SIGINT") -> Callable[[], str | None]:
+    """A `stop` that asks to end from its `count`-th question on."""
+    asked = iter(range(1, 10**9))
+    return lambda: signal if next(asked) >= count else None

@@ -1,0 +1,509 @@
+"""Training: the same seed gives the same bits, an interruption leaves no trace, and every refusal leaves files alone."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_run import settings, shapes, stop_at, trained
+
+from mvcr_cli.checkpoint import Checkpoint
+from mvcr_cli.config import AugmentConfig, TrainConfig
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine import clock as clock_module
+from mvcr_cli.engine import train as train_module
+from mvcr_cli.engine.loss import class_weights, multi_scale_loss, soft_targets
+from mvcr_cli.engine.optim import load_optimiser_state, make_optimiser, optimiser_state
+from mvcr_cli.engine.rundir import RunDirectory
+from mvcr_cli.engine.session import Session
+from mvcr_cli.engine.train import train
+from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, DataError, RunBusy
+from mvcr_cli.models import build, config_for
+from mvcr_cli.records import EpochReport
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    trained(data, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def accumulated(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "accumulated"
+    trained(data, run, accumulate=2)
+    return run
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The epoch records without what a clock measured."""
+    timed = {"seconds", "left_seconds", "images_per_second"}
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in strict(line).items() if key not in timed} for line in lines]
+
+
+def same(a: Path, b: Path) -> bool:
+    names = ("weights/last.safetensors", "weights/best.safetensors")
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in names) and metrics(a) == metrics(b)
+
+
+def fingerprint(root: Path) -> dict[str, tuple[str, int, int]]:
+    return {
+        str(path.relative_to(root)): (
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "", path.stat().st_mtime_ns,
+            path.stat().st_mode,
+        )
+        for path in [root, *root.rglob("*")]
+    }  # fmt: skip
+
+
+def test_it_learns_what_is_easy(data, tmp_path):
+    epochs, end = trained(data, tmp_path / "run", epochs=5)
+    assert end.best_accuracy > 0.8
+    assert end.best_accuracy == max(epoch.val_accuracy for epoch in epochs)
+    assert epochs[-1].train_loss < epochs[0].train_loss
+    assert (end.train_images, end.val_images, end.skipped, end.stopped_by) == (24, 8, 0, "finished")
+    assert (end.steps, end.epochs, len(epochs)) == (15, 5, 5)
+
+
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"workers": 1, "cache_mb": 0}, {"save_every": 1}])
+def test_the_same_seed_gives_the_same_bits(data, undisturbed, tmp_path, changes):
+    trained(data, tmp_path / "run", **changes)
+    assert same(tmp_path / "run", undisturbed)
+
+
+def test_where_the_data_are_and_in_which_order_they_were_made_does_not_matter(data, undisturbed, tmp_path):
+    moved = tmp_path / "elsewhere" / "pictures"
+    for path in sorted(data.rglob("*.png"), reverse=True):
+        target = moved / path.relative_to(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    trained(moved, tmp_path / "run")
+    assert same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_an_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(data, undisturbed, tmp_path, step):
+    run = tmp_path / "run"
+    _, end = trained(data, run, stop=lambda steps=iter(range(100)): _signal_during(steps, step))
+    assert end.stopped_by == "SIGTERM"
+    assert not (run / "summary.json").exists()
+    _, end = trained(data, run, resume=True, workers=2)
+    assert end.stopped_by == "finished"
+    assert same(run, undisturbed)
+
+
+def _signal_during(questions: Any, step: int) -> str | None:
+    """The question is also asked between validation batches, so a later one may fall into a validation."""
+    return "SIGTERM" if next(questions) >= step - 1 else None
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_accumulated_gradients_survive_an_interruption(data, accumulated, undisturbed, tmp_path, step):
+    run = tmp_path / "run"
+    trained(data, run, accumulate=2, stop=stop_at(step))
+    trained(data, run, accumulate=2, resume=True)
+    assert same(run, accumulated)
+    assert not same(run, undisturbed)
+
+
+def test_being_interrupted_all_the_time_changes_nothing(data, undisturbed, tmp_path):
+    """Every start does at most one thing: a step, or a validation that is cut short and done again."""
+    run = tmp_path / "run"
+    for patience in range(1, 40):
+        _, end = trained(data, run, resume=True, stop=stop_at(1 + patience % 3))
+        if end.stopped_by == "finished":
+            break
+    assert (run / "summary.json").exists()
+    assert same(run, undisturbed)
+
+
+def test_a_kill_between_metrics_and_state_changes_nothing(data, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    running = train(settings(data, run))
+    assert isinstance(next(running), EpochReport)  # written: weights and metrics, and not the state
+    running.close()
+    assert len(metrics(run)) == 1
+    trained(data, run, resume=True)
+    assert same(run, undisturbed)
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "zeros"])
+def test_a_damaged_newest_state_is_noticed_and_the_one_before_is_used(data, undisturbed, tmp_path, harm):
+    run = tmp_path / "run"
+    trained(data, run, stop=stop_at(3), save_every=1)
+    states = sorted((run / "state").iterdir())
+    assert len(states) == 2
+    content = bytearray(states[-1].read_bytes())
+    if harm == "flip":
+        content[len(content) // 2] ^= 1
+    states[-1].write_bytes({"cut": content[:-9], "empty": b"", "zeros": bytes(len(content))}.get(harm, content))
+    said: list[str] = []
+    trained(data, run, resume=True, say=said.append)
+    assert [line for line in said if "damaged" in line and states[-1].name in line]
+    assert len([line for line in said if "damaged" in line]) == 1
+    assert same(run, undisturbed)
+
+
+def test_the_run_directory_describes_itself(data, undisturbed):
+    for name in ("config.json", "split.json", "summary.json", "eval.json"):
+        assert isinstance(strict((undisturbed / name).read_text()), dict)
+    config = strict((undisturbed / "config.json").read_text())
+    assert set(config["train"]) == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert None not in [config["train"][key] for key in ("model", "imgsz", "batch", "epochs", "lr", "threads")]
+    split = strict((undisturbed / "split.json").read_text())
+    assert sorted(row[0] for row in split["train"] + split["val"]) == sorted(map(str, data.rglob("*.png")))
+    assert {row[1] for row in split["val"]} == {"circle", "square"} == set(split["classes"])
+    records = metrics(undisturbed)
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert {(record["record"], record["schema"]) for record in records} == {("epoch", 1)}
+    with open(undisturbed / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_accuracy"]) for row in rows] == [record["val_accuracy"] for record in records]
+    summary = strict((undisturbed / "summary.json").read_text())
+    assert summary["best_accuracy"] == max(record["val_accuracy"] for record in records)
+    evaluation = strict((undisturbed / "eval.json").read_text())
+    assert evaluation["top1"]["value"] == summary["best_accuracy"]
+    assert not [path for path in undisturbed.rglob("*") if path.name.endswith(".tmp")]
+    assert len(list((undisturbed / "state").iterdir())) == 2
+    best = Checkpoint.load(undisturbed / "weights" / "best.safetensors")
+    assert best.classes == ("circle", "square")
+    assert best.made["val_accuracy"] == summary["best_accuracy"]
+    assert str(data) not in str(best.made)  # weights are shared; where the data were is nobody's business
+
+
+def test_the_data_folder_is_never_written(data, tmp_path):
+    before = fingerprint(data)
+    trained(data, tmp_path / "run", epochs=1)
+    assert fingerprint(data) == before
+
+
+def test_a_dry_run_writes_nothing(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    assert list(train(settings(data, None, dry_run=True), say=said.append)) == []
+    assert list(train(settings(data, tmp_path / "run", dry_run=True), say=said.append)) == []
+    assert any("24 training and 8 validation" in line for line in said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_without_a_name_get_numbers(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ends = [trained(data, None, epochs=1, model="resnet10n")[1] for _ in range(2)]
+    assert [end.run for end in ends] == ["runs/resnet10n-1", "runs/resnet10n-2"]
+
+
+def broken_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The pictures of one training step become infinite, as a bad transform would make them."""
+    original, calls = Preprocess.normalise, iter(range(10**6))
+
+    def normalise(self: Preprocess, pixels: torch.Tensor) -> torch.Tensor:
+        x = original(self, pixels)
+        return x * float("inf") if pixels.shape[0] == 8 and next(calls) == step else x
+
+    monkeypatch.setattr(Preprocess, "normalise", normalise)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_weights(data, undisturbed, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    broken_at(monkeypatch, 4)
+    with pytest.raises(DataError) as caught:
+        trained(data, run)
+    assert caught.value.exit_code == 65
+    assert "step 4" in caught.value.message
+    assert str(data) in caught.value.message
+    Checkpoint.load(run / "weights" / "last.safetensors")
+    assert metrics(run) == metrics(undisturbed)[:1]
+    monkeypatch.undo()
+    trained(data, run, resume=True)
+    assert same(run, undisturbed)
+
+
+def test_a_network_that_breaks_on_the_last_step_is_not_kept(data, tmp_path, monkeypatch):
+    """No later loss tells: the validation has to."""
+    run = tmp_path / "run"
+    trained(data, run, stop=stop_at(4))
+    before = fingerprint(run / "weights")
+    move = Session._move
+
+    def break_weights(self: Session, step: int) -> None:
+        move(self, step)
+        if step == 5:
+            with torch.no_grad():
+                self.average.network.fc.weight.fill_(float("nan"))
+
+    monkeypatch.setattr(Session, "_move", break_weights)
+    with pytest.raises(DataError, match="step 6"):
+        trained(data, run, resume=True)
+    assert fingerprint(run / "weights") == before
+
+
+def test_one_writer_a_run(data, tmp_path):
+    run = tmp_path / "run"
+    trained(data, run, stop=stop_at(1))
+    before = fingerprint(run)
+    with RunDirectory(run).locked(), pytest.raises(RunBusy) as caught:
+        trained(data, run, resume=True)
+    assert caught.value.exit_code == 75
+    assert fingerprint(run) == before
+    trained(data, run, resume=True)
+
+
+def test_a_run_never_goes_into_the_data(data, tmp_path, monkeypatch):
+    val = shapes(tmp_path / "val", images=2, first=50)
+    before = fingerprint(data), fingerprint(val)
+    os.symlink(data, tmp_path / "link")
+    for run in (data, data / "run", data / "circle" / "run", tmp_path / "link" / "run", val / "run"):
+        with pytest.raises(CannotCreate) as caught:
+            trained(data, run, val=val)
+        assert caught.value.exit_code == 73
+    monkeypatch.chdir(data)
+    for folder in (Path("."), data):
+        with pytest.raises(CannotCreate):
+            trained(folder, None)
+    assert (fingerprint(data), fingerprint(val)) == before
+
+
+def test_existing_runs_and_foreign_folders_are_left_alone(data, undisturbed, tmp_path):
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter1.txt").write_text("precious")
+    for run in (undisturbed, foreign, foreign / "chapter1.txt"):
+        before = fingerprint(run)
+        with pytest.raises(CannotCreate):
+            trained(data, run)
+        assert fingerprint(run) == before
+
+
+def test_a_finished_run_is_left_as_it_is(data, undisturbed):
+    before = fingerprint(undisturbed)
+    said: list[str] = []
+    assert list(train(settings(data, undisturbed, resume=True), say=said.append)) == []
+    assert "finished already" in said[-1]
+    assert fingerprint(undisturbed) == before
+
+
+@pytest.fixture(scope="module")
+def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "begun"
+    trained(data, run, stop=stop_at(1))
+    return run
+
+
+CONTRADICTIONS: list[dict[str, Any]] = [
+    {"lr": 0.5}, {"epochs": 3}, {"batch": 4}, {"model": "resnet10n"}, {"imgsz": 48}, {"seed": 1}, {"ema": 0.5},
+    {"augment": AugmentConfig(crop=0.9)}, {"scales": (1.0,)}, {"accumulate": 2}, {"precision": "bf16"},
+    {"seconds": 60.0}, {"fit": "stretch"}, {"progressive": False}, {"split": 0.5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CONTRADICTIONS, ids=lambda change: next(iter(change)))
+def test_other_settings_cannot_resume_a_run(data, begun, change):
+    before = fingerprint(begun)
+    with pytest.raises(ConfigMismatch) as caught:
+        trained(data, begun, resume=True, **change)
+    assert next(iter(change)) in caught.value.message or "pictures" in caught.value.message
+    assert fingerprint(begun) == before
+
+
+def test_other_pictures_cannot_resume_a_run(begun, tmp_path):
+    for number, other in enumerate([{"images": 15}, {"first": 3}, {"classes": ("circle", "square", "triangle")}]):
+        with pytest.raises(ConfigMismatch):
+            trained(shapes(tmp_path / str(number), **other), begun, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"train": {}, "start": {}, "classes": []}'])
+def test_a_damaged_config_is_no_crash(data, begun, tmp_path, content):
+    run = shutil.copytree(begun, tmp_path / "run")
+    (run / "config.json").write_bytes(content)
+    with pytest.raises(ConfigMismatch):
+        trained(data, run, resume=True)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"seed": 1}, {"lr": 0.002}, {"weight_decay": 0.5}, {"warmup": 0.5}, {"clip": 0.01}, {"label_smoothing": 0.0},
+    {"distill": 0.0}, {"ema": 0.0}, {"accumulate": 2}, {"batch": 6}, {"split": 0.5}, {"scales": (1.0, 0.75)},
+    {"fit": "stretch"}, {"model": "resnet10n"}, {"imgsz": 48}, {"imgsz": 64, "progressive": False},
+    {"augment": AugmentConfig(hflip=False)}, {"augment": AugmentConfig(mixup=0.4)}, {"precision": "bf16"},
+]  # fmt: skip
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    return Checkpoint.load(run / "weights" / "last.safetensors").tensors
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures that are wider than high, so that `fit` matters."""
+    root = shapes(tmp_path_factory.mktemp("wide") / "data", images=8)
+    from PIL import Image
+
+    for path in root.rglob("*.png"):
+        Image.open(path).resize((48, 32)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def one_epoch(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "one"
+    trained(wide, run, epochs=1, batch=4)
+    return run
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_every_setting_that_should_matter_does(wide, one_epoch, tmp_path, change):
+    trained(wide, tmp_path / "run", **({"epochs": 1, "batch": 4} | change))
+    a, b = tensors(one_epoch), tensors(tmp_path / "run")
+    assert a.keys() != b.keys() or any(a[k].shape != b[k].shape or not torch.equal(a[k], b[k]) for k in a)
+
+
+def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
+    epochs, end = trained(data, tmp_path / "run", epochs=30, patience=2, lr=1e-9)
+    assert end.stopped_by == "patience"
+    assert len(epochs) == end.best_epoch + 2 == end.epochs
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert trained(data, tmp_path / "patient", epochs=4, lr=1e-9)[1].stopped_by == "finished"
+
+
+class Time:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("budget", [40.0, 100.0])
+def test_a_run_with_a_budget_ends_inside_it(data, tmp_path, monkeypatch, budget):
+    """A step takes a second and a validation two, on a clock that only they move."""
+    time, step, infer = Time(), Session.step, train_module.infer
+
+    def slow_step(self: Session, *arguments: Any) -> torch.Tensor:
+        time.now += 1
+        return step(self, *arguments)
+
+    def slow_infer(*arguments: Any) -> Any:
+        time.now += 2
+        return infer(*arguments)
+
+    monkeypatch.setattr(clock_module, "time", time)
+    monkeypatch.setattr(train_module, "time", time)
+    monkeypatch.setattr(Session, "step", slow_step)
+    monkeypatch.setattr(train_module, "infer", slow_infer)
+    epochs, end = trained(data, tmp_path / "run", epochs=None, seconds=budget, started=time.now - 5)
+    assert 0.75 * budget <= end.seconds <= budget
+    assert end.stopped_by == "finished"
+    assert 2 * len(epochs) <= 0.2 * budget + 4  # validation takes a tenth of the time, and the last one
+    assert epochs[-1].step == end.steps
+    assert strict((tmp_path / "run" / "summary.json").read_text())["steps"] == end.steps
+
+
+def test_bad_pictures_are_left_out_and_named_once(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "data")
+    whole = (root / "circle" / "000.png").read_bytes()
+    for number in range(5):
+        (root / "square" / f"cut{number}.png").write_bytes(whole[: 200 + number])
+    said: list[str] = []
+    _, end = trained(root, tmp_path / "run", say=said.append)
+    assert end.skipped == 5
+    warnings = [line for line in said if "could not be read" in line]
+    assert len(warnings) == 1
+    assert all(warnings[0].count(f"cut{number}.png") == 1 for number in range(5))
+
+
+def test_without_a_readable_validation_picture_there_is_no_run(data, tmp_path):
+    val = tmp_path / "val"
+    (val / "circle").mkdir(parents=True)
+    (val / "circle" / "x.png").write_bytes((data / "circle" / "000.png").read_bytes()[:150])
+    with pytest.raises(DataError, match="validation"):
+        trained(data, tmp_path / "run", val=val)
+
+
+def test_strict_refuses_findings(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "data")
+    shutil.copyfile(root / "circle" / "000.png", root / "square" / "same.png")
+    with pytest.raises(DataError, match="--strict"):
+        trained(root, tmp_path / "run", strict=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_own_weights_start_another_run(data, undisturbed, tmp_path):
+    weights = undisturbed / "weights" / "best.safetensors"
+    run = tmp_path / "run"
+    trained(data, run, weights=str(weights), lr=1e-12, epochs=1, ema=0.0)
+    mine, theirs = tensors(run), tensors(weights.parents[1])
+    torch.testing.assert_close(mine["layer4.0.conv1.weight"], theirs["layer4.0.conv1.weight"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(mine["fc.weight"], theirs["fc.weight"], rtol=0, atol=1e-6)
+    assert strict((run / "config.json").read_text())["start"]["pretrained"]
+
+
+@pytest.mark.parametrize("model", ["resnet10n", "mvcr14n", "cnn"])
+def test_weights_of_another_model_are_refused(data, undisturbed, tmp_path, model):
+    with pytest.raises(CheckpointError):
+        trained(data, tmp_path / "run", weights=str(undisturbed / "weights" / "best.safetensors"), model=model)
+
+
+def test_moments_keep_the_memory_format_of_their_parameters():
+    """The fused optimiser walks through memory: another format would give every moment to another weight."""
+    network = build(config_for("resnet10n", 3)).to(memory_format=torch.channels_last)
+    optimiser = make_optimiser(network, 1e-3, 0.05, set())
+    network(torch.randn(2, 3, 64, 64)).sum().backward()
+    optimiser.step()
+    saved = {name: tensor.clone().contiguous() for name, tensor in optimiser_state(optimiser).items()}
+    again = make_optimiser(network, 1e-3, 0.05, set())
+    load_optimiser_state(again, saved)
+    for parameter in network.parameters():
+        for name in ("exp_avg", "exp_avg_sq"):
+            mine, theirs = again.state[parameter][name], optimiser.state[parameter][name]
+            assert mine.stride() == theirs.stride() == parameter.stride()
+            assert torch.equal(mine, theirs)
+
+
+def test_class_weights_favour_small_classes_and_average_one():
+    counts = [100, 10, 1]
+    weights = class_weights(counts, "loss")
+    assert weights is not None
+    assert float((weights * torch.tensor(counts)).sum() / sum(counts)) == pytest.approx(1)
+    assert weights.tolist() == sorted(weights.tolist())
+    assert float(weights[1] / weights[0]) == pytest.approx(10**0.5)
+    assert class_weights(counts, "none") is None
+    assert class_weights([10, 9], "auto") is None
+    auto = class_weights(counts, "auto")
+    assert auto is not None
+    assert torch.equal(auto, weights)
+    empty = class_weights([5, 0], "loss")
+    assert empty is not None
+    assert bool(torch.isfinite(empty).all())
+
+
+def test_the_loss_of_equal_views_is_that_of_one():
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    target = soft_targets(labels, 4, 0.1)
+    torch.testing.assert_close(target.sum(1), torch.ones(6))
+    single = multi_scale_loss(logits, [logits], target, None, 1.0)
+    torch.testing.assert_close(single, torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1))
+    torch.testing.assert_close(multi_scale_loss(logits, [logits] * 3, target, None, 1.0), single)
+    torch.testing.assert_close(multi_scale_loss(logits, [logits], target, torch.ones(4), 1.0), single)
+    apart = multi_scale_loss(logits, [logits, -logits], target, None, 1.0)
+    assert apart > multi_scale_loss(logits, [logits, -logits], target, None, 0.0)
