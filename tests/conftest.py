@@ -50,3 +50,16 @@ def photo_folder(tmp_path: Path) -> PhotoFolder:
         return root
 
     return build
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[[Path, int, int], None]:
+    """`draw(root, first, count)` draws that many circles and squares below `root`, for fixtures wider than a test."""
+
+    def build(root: Path, first: int, count: int) -> None:
+        for shape in ("circle", "square"):
+            (root / shape).mkdir(parents=True)
+            for number in range(first, first + count):
+                draw_shape(shape, number).save(root / shape / f"{number:03d}.png")
+
+    return build

@@ -14,18 +14,18 @@ from mvcr_cli.records import EpochReport, TrainReport
 
 
 def shapes(root: Path, *, classes: tuple[str, ...] = ("circle", "square"), images: int = 16, first: int = 0) -> Path:
-    """`root/<class>/<number>.png`, 32x32 pixels."""
+    """`root/<class>/<number>.png`, 48x48 pixels."""
     for shape in classes:
         (root / shape).mkdir(parents=True)
         for number in range(first, first + images):
-            draw_shape(shape, number, (32, 32)).save(root / shape / f"{number:03d}.png")
+            draw_shape(shape, number, (48, 48)).save(root / shape / f"{number:03d}.png")
     return root
 
 
 def settings(data: Path, run: Path | None, **changes: Any) -> TrainConfig:
     """24 training and 8 validation pictures, three steps an epoch; the same bits on every machine of one kind."""
     fast: dict[str, Any] = {
-        "model": "mvcr10n", "weights": "none", "imgsz": 32, "epochs": 2, "batch": 8, "workers": 0, "threads": 1,
+        "model": "mvcr10n", "weights": "none", "imgsz": 48, "epochs": 2, "batch": 8, "workers": 0, "threads": 1,
         "precision": "fp32", "split": 0.25, "device": "cpu", "offline": True,
     }  # fmt: skip
     return TrainConfig(data=data, run=run, **(fast | changes))

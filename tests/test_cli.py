@@ -84,6 +84,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Put a function in the place of an engine; torch stays out."""
     monkeypatch.setitem(sys.modules, "mvcr_cli.engine", ModuleType("mvcr_cli.engine"))
+    # A fake run leaves no files for a report.
+    monkeypatch.setattr(sys.modules["mvcr_cli.cli.train"], "_write_report", lambda run: None)
 
     def place(name: str, function: Callable[..., Any]) -> None:
         module = ModuleType(name)
@@ -401,6 +403,7 @@ def train(config, *, track, say, stop):
         stopped_by=stop() or "finished", train_images=1, val_images=1, skipped=0, peak_rss_mb=1.0)
 engine.predict, engine.train = predict, train
 from mvcr_cli.cli import main
+sys.modules["mvcr_cli.cli.train"]._write_report = lambda run: None
 main(sys.argv[1:])
 """
 

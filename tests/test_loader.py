@@ -104,7 +104,10 @@ def test_one_good_picture_is_no_batch(samples):
     bad = [sample for sample in samples if Path(sample.path).name in BAD]
     for workers in (0, 2):
         reader = TrainingReader(PixelCache(1), Preprocess(size=32), AugmentConfig(), 48, 0, workers)
-        assert [b for _, b in reader.batches(iter([Step(0, 32, (good, *bad)), Step(0, 32, tuple(bad))]))] == [None, None]
+        assert [b for _, b in reader.batches(iter([Step(0, 32, (good, *bad)), Step(0, 32, tuple(bad))]))] == [
+            None,
+            None,
+        ]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -151,14 +154,16 @@ def test_the_cache_never_exceeds_its_cap(tmp_path, workers):
     assert MEBIBYTE - 300 * 300 * 3 < held <= MEBIBYTE
 
 
-def test_a_cached_grey_picture_costs_a_third_and_comes_back_as_it_was(tmp_path):
+def test_a_grey_picture_costs_a_third_with_a_cache_and_without(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "grey.png")
-    cache, sample = PixelCache(1), Sample(str(tmp_path / "grey.png"), 0, "x")
-    first, second = (cache.picture(sample, 30, shrink=True) for _ in range(2))
-    assert cache.used == 20 * 30
-    assert first.mode == second.mode == "RGB"
-    assert first.tobytes() == second.tobytes()
+    sample = Sample(str(tmp_path / "grey.png"), 0, "x")
+    for cache, used in ((PixelCache(1), 20 * 30), (PixelCache(0), 0)):
+        first, second = (cache.picture(sample, 30, shrink=True) for _ in range(2))
+        assert cache.used == used
+        assert first.mode == second.mode == "L"
+        assert np.array_equal(first, pixels)
+        assert np.array_equal(second, pixels)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 257])

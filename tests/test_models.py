@@ -12,7 +12,16 @@ from torch import Tensor
 
 from mvcr_cli.config import PRESET_NAMES, ModelConfig
 from mvcr_cli.errors import CheckpointError, UsageError
-from mvcr_cli.models import Network, build, config_for, load_trunk, mac_count, parameter_count, plain_twin
+from mvcr_cli.models import (
+    Network,
+    build,
+    config_for,
+    load_trunk,
+    mac_count,
+    parameter_count,
+    plain_twin,
+    useful_scales,
+)
 from mvcr_cli.models.mvcr import scale_norms
 from mvcr_cli.models.scale_aware import AveragePool, GeM, SoftBlur
 from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, resize_matrix, view_side
@@ -90,7 +99,9 @@ def test_own_weights_keep_their_private_norms():
         norm.scales[0].running_mean.fill_(0.25)
     mine = build(config_for("mvcr10n", 3), exact=True)
     assert load_trunk(mine, trained.state_dict()) == []
-    assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), trained.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(mine.state_dict().values(), trained.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("name", "depth"), [("mvcr10", "18"), ("resnet34", "18"), ("mvcr18", "50"), ("cnn", "18")])
@@ -121,11 +132,11 @@ def test_one_view_without_parts_is_the_plain_resnet(size):
 @torch.inference_mode()
 def test_norms_are_private_and_convolutions_are_not():
     torch.manual_seed(2)
-    network = build(config_for("mvcr10n", 4)).eval()
+    network = build(config_for("mvcr10n", 4, stem="small")).eval()
     x = picture(2, 3, 64, 64)
     _, before = network.forward_views(x)
     for norm in scale_norms(network):
-        norm.scales[0].running_mean += 0.3
+        norm.scales[0].running_mean -= 0.3
         norm.scales[0].bias += 0.1
     _, after = network.forward_views(x)
     assert torch.equal(before[0], after[0])
@@ -137,7 +148,7 @@ def test_norms_are_private_and_convolutions_are_not():
 
 
 def test_training_moves_the_statistics_of_each_view_by_its_own_pixels():
-    network = build(config_for("mvcr10n", 4)).train()
+    network = build(config_for("mvcr10n", 4, stem="small")).train()
     network(picture(4, 3, 64, 64))
     norm = scale_norms(network)[0]
     assert not torch.equal(norm.running_mean, norm.scales[0].running_mean)
@@ -147,13 +158,31 @@ def test_training_moves_the_statistics_of_each_view_by_its_own_pixels():
 @torch.inference_mode()
 @pytest.mark.parametrize("scales", [(1.0, 0.5), (2.0, 1.0, 0.5), (1.0, 0.75)])
 def test_without_beta_the_view_at_scale_one_decides(scales):
-    network = build(config_for("mvcr10n", 4, scales=scales), exact=True).eval()
+    network = build(config_for("mvcr10n", 4, scales=scales, stem="small"), exact=True).eval()
     torch.nn.init.normal_(network.fc.weight, 0, 0.5)
     x = picture(2, 3, 48, 48)
     fused, views = network.forward_views(x)
     assert len(views) == len(scales)
     assert torch.equal(fused, network.view_logits(x, scales.index(1.0)))
     assert torch.equal(fused, views[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("stem", "least"), [("imagenet", 48), ("small", 24)])
+def test_views_too_small_for_the_stem_are_left_out(stem, least):
+    network = build(config_for("mvcr10n", 4, stem=stem)).eval()
+    for side, views in ((2 * least, 2), (2 * least - 2, 1), (16, 1)):
+        fused, logits = network.forward_views(picture(1, 3, side, side))
+        assert len(logits) == views
+        assert torch.equal(fused, logits[0]) is (views == 1)
+        assert useful_scales((1.0, 0.5), side, stem) == ((1.0, 0.5) if views == 2 else (1.0,))
+
+
+def test_weights_of_more_views_start_a_network_with_fewer():
+    trained = build(config_for("mvcr10n", 3, stem="small"))
+    single = build(config_for("mvcr10n", 3, stem="small", scales=(1.0,)), exact=True)
+    assert load_trunk(single, trained.state_dict()) == []
+    assert torch.equal(single.fc.weight, trained.fc.weight)
 
 
 @torch.inference_mode()
@@ -276,12 +305,12 @@ def test_sizes_and_costs_are_those_of_the_papers():
 
 
 def test_counting_leaves_the_network_as_it_was():
-    network = build(config_for("mvcr10n", 3)).train()
+    network = build(config_for("mvcr10n", 3, stem="small")).train()
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     macs = mac_count(network, 64)
     assert network.training
     assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
-    single = mac_count(build(config_for("resnet10n", 3)), 64)
+    single = mac_count(build(config_for("resnet10n", 3, stem="small")), 64)
     assert 1.2 < macs / single < 1.4  # a second view at half the side costs a quarter more
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,16 @@ from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.train import train
 from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, DataError, RunBusy
-from mvcr_cli.models import build, config_for
+from mvcr_cli.models import TRUNKS, build, config_for
 from mvcr_cli.records import EpochReport
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_trunk() -> Iterator[None]:
+    """A quarter of the channels: the laws are the same, and a state is a megabyte instead of twenty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRUNKS, "10n", dataclasses.replace(TRUNKS["10n"], width=8))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +89,7 @@ def fingerprint(root: Path) -> dict[str, tuple[str, int, int]]:
 
 
 def test_it_learns_what_is_easy(data, tmp_path):
-    epochs, end = trained(data, tmp_path / "run", epochs=5)
+    epochs, end = trained(data, tmp_path / "run", imgsz=32, epochs=5)
     assert end.best_accuracy > 0.8
     assert end.best_accuracy == max(epoch.val_accuracy for epoch in epochs)
     assert epochs[-1].train_loss < epochs[0].train_loss
@@ -104,20 +113,16 @@ def test_where_the_data_are_and_in_which_order_they_were_made_does_not_matter(da
     assert same(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
-def test_an_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(data, undisturbed, tmp_path, step):
+# Asked after each of three steps and, in a validation, twice more: 3 and 4 cut the first validation short, 5 ends the epoch.
+@pytest.mark.parametrize("question", [1, 3, 5, 7, 9])
+def test_an_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(data, undisturbed, tmp_path, question):
     run = tmp_path / "run"
-    _, end = trained(data, run, stop=lambda steps=iter(range(100)): _signal_during(steps, step))
+    _, end = trained(data, run, stop=stop_at(question, "SIGTERM"))
     assert end.stopped_by == "SIGTERM"
     assert not (run / "summary.json").exists()
     _, end = trained(data, run, resume=True, workers=2)
     assert end.stopped_by == "finished"
     assert same(run, undisturbed)
-
-
-def _signal_during(questions: Any, step: int) -> str | None:
-    """The question is also asked between validation batches, so a later one may fall into a validation."""
-    return "SIGTERM" if next(questions) >= step - 1 else None
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])
@@ -132,8 +137,8 @@ def test_accumulated_gradients_survive_an_interruption(data, accumulated, undist
 def test_being_interrupted_all_the_time_changes_nothing(data, undisturbed, tmp_path):
     """Every start does at most one thing: a step, or a validation that is cut short and done again."""
     run = tmp_path / "run"
-    for patience in range(1, 40):
-        _, end = trained(data, run, resume=True, stop=stop_at(1 + patience % 3))
+    for start in range(30):
+        _, end = trained(data, run, resume=True, stop=stop_at(1 + start % 3))
         if end.stopped_by == "finished":
             break
     assert (run / "summary.json").exists()
@@ -150,7 +155,7 @@ def test_a_kill_between_metrics_and_state_changes_nothing(data, undisturbed, tmp
     assert same(run, undisturbed)
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "zeros"])
+@pytest.mark.parametrize("harm", ["flip", "cut"])
 def test_a_damaged_newest_state_is_noticed_and_the_one_before_is_used(data, undisturbed, tmp_path, harm):
     run = tmp_path / "run"
     trained(data, run, stop=stop_at(3), save_every=1)
@@ -159,11 +164,12 @@ def test_a_damaged_newest_state_is_noticed_and_the_one_before_is_used(data, undi
     content = bytearray(states[-1].read_bytes())
     if harm == "flip":
         content[len(content) // 2] ^= 1
-    states[-1].write_bytes({"cut": content[:-9], "empty": b"", "zeros": bytes(len(content))}.get(harm, content))
+    states[-1].write_bytes(content[:-9] if harm == "cut" else content)
     said: list[str] = []
     trained(data, run, resume=True, say=said.append)
-    assert [line for line in said if "damaged" in line and states[-1].name in line]
-    assert len([line for line in said if "damaged" in line]) == 1
+    warnings = [line for line in said if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert states[-1].name in warnings[0]
     assert same(run, undisturbed)
 
 
@@ -244,8 +250,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_weights(data, undi
 def test_a_network_that_breaks_on_the_last_step_is_not_kept(data, tmp_path, monkeypatch):
     """No later loss tells: the validation has to."""
     run = tmp_path / "run"
-    trained(data, run, stop=stop_at(4))
+    trained(data, run, stop=stop_at(5))
     before = fingerprint(run / "weights")
+    assert len(before) == 3
     move = Session._move
 
     def break_weights(self: Session, step: int) -> None:
@@ -313,7 +320,7 @@ def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CONTRADICTIONS: list[dict[str, Any]] = [
-    {"lr": 0.5}, {"epochs": 3}, {"batch": 4}, {"model": "resnet10n"}, {"imgsz": 48}, {"seed": 1}, {"ema": 0.5},
+    {"lr": 0.5}, {"epochs": 3}, {"batch": 4}, {"model": "resnet10n"}, {"imgsz": 96}, {"seed": 1}, {"ema": 0.5},
     {"augment": AugmentConfig(crop=0.9)}, {"scales": (1.0,)}, {"accumulate": 2}, {"precision": "bf16"},
     {"seconds": 60.0}, {"fit": "stretch"}, {"progressive": False}, {"split": 0.5},
 ]  # fmt: skip
@@ -345,7 +352,7 @@ def test_a_damaged_config_is_no_crash(data, begun, tmp_path, content):
 CHANGES: list[dict[str, Any]] = [
     {"seed": 1}, {"lr": 0.002}, {"weight_decay": 0.5}, {"warmup": 0.5}, {"clip": 0.01}, {"label_smoothing": 0.0},
     {"distill": 0.0}, {"ema": 0.0}, {"accumulate": 2}, {"batch": 6}, {"split": 0.5}, {"scales": (1.0, 0.75)},
-    {"fit": "stretch"}, {"model": "resnet10n"}, {"imgsz": 48}, {"imgsz": 64, "progressive": False},
+    {"fit": "stretch"}, {"model": "resnet10n"}, {"imgsz": 96}, {"progressive": False},
     {"augment": AugmentConfig(hflip=False)}, {"augment": AugmentConfig(mixup=0.4)}, {"precision": "bf16"},
 ]  # fmt: skip
 
@@ -361,7 +368,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
 
     for path in root.rglob("*.png"):
-        Image.open(path).resize((48, 32)).save(path)
+        Image.open(path).resize((48, 30)).save(path)
     return root
 
 
@@ -380,11 +387,11 @@ def test_every_setting_that_should_matter_does(wide, one_epoch, tmp_path, change
 
 
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
-    epochs, end = trained(data, tmp_path / "run", epochs=30, patience=2, lr=1e-9)
+    epochs, end = trained(data, tmp_path / "run", imgsz=32, epochs=30, patience=2, lr=1e-9)
     assert end.stopped_by == "patience"
     assert len(epochs) == end.best_epoch + 2 == end.epochs
     assert (tmp_path / "run" / "summary.json").exists()
-    assert trained(data, tmp_path / "patient", epochs=4, lr=1e-9)[1].stopped_by == "finished"
+    assert trained(data, tmp_path / "patient", imgsz=32, epochs=4, lr=1e-9)[1].stopped_by == "finished"
 
 
 class Time:
@@ -394,27 +401,27 @@ class Time:
         return self.now
 
 
-@pytest.mark.parametrize("budget", [40.0, 100.0])
-def test_a_run_with_a_budget_ends_inside_it(data, tmp_path, monkeypatch, budget):
-    """A step takes a second and a validation two, on a clock that only they move."""
+def test_a_run_with_a_budget_ends_inside_it(data, tmp_path, monkeypatch):
+    """A step takes two seconds and a validation three, on a clock that only they move."""
+    budget = 80.0
     time, step, infer = Time(), Session.step, train_module.infer
 
     def slow_step(self: Session, *arguments: Any) -> torch.Tensor:
-        time.now += 1
+        time.now += 2
         return step(self, *arguments)
 
     def slow_infer(*arguments: Any) -> Any:
-        time.now += 2
+        time.now += 3
         return infer(*arguments)
 
     monkeypatch.setattr(clock_module, "time", time)
     monkeypatch.setattr(train_module, "time", time)
     monkeypatch.setattr(Session, "step", slow_step)
     monkeypatch.setattr(train_module, "infer", slow_infer)
-    epochs, end = trained(data, tmp_path / "run", epochs=None, seconds=budget, started=time.now - 5)
+    epochs, end = trained(data, tmp_path / "run", imgsz=32, epochs=None, seconds=budget, started=time.now - 5)
     assert 0.75 * budget <= end.seconds <= budget
     assert end.stopped_by == "finished"
-    assert 2 * len(epochs) <= 0.2 * budget + 4  # validation takes a tenth of the time, and the last one
+    assert 3 * len(epochs) <= 0.1 * budget + 6  # validation takes a tenth of the time, and the last one
     assert epochs[-1].step == end.steps
     assert strict((tmp_path / "run" / "summary.json").read_text())["steps"] == end.steps
 
@@ -452,7 +459,7 @@ def test_own_weights_start_another_run(data, undisturbed, tmp_path):
     weights = undisturbed / "weights" / "best.safetensors"
     run = tmp_path / "run"
     trained(data, run, weights=str(weights), lr=1e-12, epochs=1, ema=0.0)
-    mine, theirs = tensors(run), tensors(weights.parents[1])
+    mine, theirs = tensors(run), Checkpoint.load(weights).tensors
     torch.testing.assert_close(mine["layer4.0.conv1.weight"], theirs["layer4.0.conv1.weight"], rtol=0, atol=1e-6)
     torch.testing.assert_close(mine["fc.weight"], theirs["fc.weight"], rtol=0, atol=1e-6)
     assert strict((run / "config.json").read_text())["start"]["pretrained"]

@@ -164,6 +164,14 @@ class TrainingReader:
         return pixels, sample.label, sample.path
 
 
+def decode_side(size: int, config: AugmentConfig) -> int:
+    """Longer side in pixels at which training pictures are decoded and cached.
+
+    Enough for the smallest crop and the strongest zoom to be sharp, and at most twice the network's size.
+    """
+    return math.ceil(size * min(2.0, (1 + config.zoom) / math.sqrt(config.crop)))
+
+
 def _collate(items: Sequence[Item | None]) -> Batch | None:
     good = [item for item in items if item is not None]
     if len(good) < 2:  # batch norm needs two

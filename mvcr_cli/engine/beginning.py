@@ -51,7 +51,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
 
     A new run's settings and split are written before its first step.
     """
-    stored = run.read_json(run.config) if run.config.exists() else None
+    stored = run.read_config() if run.config.exists() else None
     if stored is not None:
         start = Start.restored(stored["start"])
     elif start is None:
@@ -65,7 +65,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     # Every operation here writes what it allocates, so filling the memory first is time for nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(settings.seed)
-    stem = "imagenet" if start.pretrained else stem_for(settings.imgsz)
+    stem = start.stem or stem_for(settings.imgsz)
     model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem)
     model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
     session = _session(settings, prepared, start, model, device)
@@ -111,7 +111,7 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     Raises: ConfigMismatch that names the first contradiction.
     """
     was = stored["train"]
-    fitted = {key: was[key] for key in ("model", "imgsz", "batch", "epochs", "lr") if getattr(config, key) is None}
+    fitted = {key: was.get(key) for key in ("model", "imgsz", "batch", "epochs", "lr") if getattr(config, key) is None}
     config = replace(
         config, **fitted, workers=default_workers(config.workers), threads=config.threads or available_cores()
     )
@@ -126,7 +126,7 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
         raise ConfigMismatch(f"{display_name(run.path)} has other classes than the data", "start a new run")
     recorded = run.read_json(run.split)
     for side, samples in (("train", prepared.train), ("val", prepared.val)):
-        if [row[2] for row in recorded[side]] != [sample.digest for sample in samples]:
+        if [row[2] for row in recorded.get(side, [])] != [sample.digest for sample in samples]:
             raise ConfigMismatch(
                 f"the {side} pictures are not those that {display_name(run.path)} was started with", "start a new run"
             )

@@ -107,11 +107,19 @@ _HARMLESS = frozenset({"hidden", "not_an_image", "twin_classes", "duplicate_link
 
 
 def validation_split(folder: Path, classes: tuple[str, ...]) -> tuple[Sample, ...]:
-    """The validation pictures that the run recorded, labels by name."""
+    """The validation pictures that the run recorded, labels by name.
+
+    Raises: ConfigMismatch when the record is missing, damaged, or of other classes.
+    """
     run = RunDirectory(folder)
     entries = run.read_json(run.split).get("val", [])
     order = {name: index for index, name in enumerate(classes)}
-    return tuple(Sample(path=path, label=order[name], digest=digest) for path, name, digest in entries)
+    try:
+        return tuple(Sample(path=path, label=order[name], digest=digest) for path, name, digest in entries)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigMismatch(
+            f"{display_name(run.split)} does not fit the weights", "name a folder: mvcr eval DATA --run RUN"
+        ) from error
 
 
 def infer(network: Network, batches: Iterable[tuple[list[Sample], Tensor]], device: torch.device, dtype: torch.dtype,

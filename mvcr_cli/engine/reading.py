@@ -12,7 +12,7 @@ from pathlib import Path
 from mvcr_cli.config import AugmentConfig
 from mvcr_cli.data.folder import Sample, find_layout, scan
 from mvcr_cli.data.images import load_picture
-from mvcr_cli.data.loader import PixelCache, Step, TrainingReader, ordered
+from mvcr_cli.data.loader import PixelCache, Step, TrainingReader, decode_side, ordered
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import Say, default_workers
 from mvcr_cli.errors import BadImage, DataError
@@ -45,8 +45,7 @@ def reading_speeds(samples: Sequence[Sample], preprocess: Preprocess, batch: int
     threads = default_workers(workers)
     batch = min(batch, len(samples))
     augment = AugmentConfig()
-    # The pixels that a training decodes: enough for its smallest crop and strongest zoom, at most twice the size.
-    base = math.ceil(preprocess.size * min(2.0, (1 + augment.zoom) / math.sqrt(augment.crop)))
+    base = decode_side(preprocess.size, augment)
     decoded, decode = _speed(_decoded(samples, base, threads))
     if not decoded:
         raise DataError("none of the pictures can be read", "look at them with an image viewer")

@@ -85,7 +85,11 @@ class RunDirectory:
     def save_state(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """One resumable state; its name carries the digest of its bytes, so that a damaged one is noticed."""
         raw = pack(tensors, {**meta, "step": step})
-        write_whole(self.states / f"step-{step:08d}-{_digest(raw)}.safetensors", raw)
+        newest = self.states / f"step-{step:08d}-{_digest(raw)}.safetensors"
+        write_whole(newest, raw)
+        for other in self.states.glob(f"step-{step:08d}-*.safetensors"):  # damaged, or from before the validation
+            if other != newest:
+                other.unlink(missing_ok=True)
         for old in sorted(self.states.glob("step-*.safetensors"))[:-KEPT_STATES]:
             old.unlink(missing_ok=True)
         for torn in self.path.rglob(".*.tmp"):  # left by a killed run; this process holds the lock
@@ -116,6 +120,16 @@ class RunDirectory:
             lines = self.metrics.read_text("utf-8").splitlines()
             return [json.loads(line) for line in lines][:epochs]
         return []
+
+    def read_config(self) -> dict[str, Any]:
+        """What a resumed run must agree with. Raises: ConfigMismatch when it is missing or damaged."""
+        stored = self.read_json(self.config)
+        parts = {"train": dict, "start": dict, "classes": list}
+        if not all(isinstance(stored.get(key), kind) for key, kind in parts.items()):
+            raise ConfigMismatch(
+                f"{display_name(self.config)} is no record of a run", "start a new run without --resume"
+            )
+        return stored
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """Raises: ConfigMismatch when the file is missing or damaged."""

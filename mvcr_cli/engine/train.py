@@ -22,7 +22,7 @@ from torch import Tensor
 from mvcr_cli import __version__
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import TrainConfig
-from mvcr_cli.data.loader import PixelCache, Step, TrainingReader, epoch_order, evaluation_batches
+from mvcr_cli.data.loader import PixelCache, Step, TrainingReader, decode_side, epoch_order, evaluation_batches
 from mvcr_cli.engine import (
     Say,
     Stop,
@@ -127,6 +127,7 @@ class Trainer:
         self.clock.begin()
         if self.pending:
             if report := self._validate(stop):
+                self._save()
                 yield report
             if (signal := stop()) or self._out_of_patience():
                 self.stopped_by = signal or "patience"
@@ -197,9 +198,7 @@ class Trainer:
         assert config.imgsz is not None
         assert config.workers is not None
         assert config.batch is not None
-        # Enough pixels for the smallest crop and the strongest zoom to be sharp, within reason.
-        enlargement = min(2.0, (1 + config.augment.zoom) / math.sqrt(config.augment.crop))
-        base = math.ceil(config.imgsz * enlargement)
+        base = decode_side(config.imgsz, config.augment)
         return TrainingReader(
             self.cache, self.session.preprocess, config.augment, base, config.seed, config.workers, 3 * config.batch
         )

@@ -88,7 +88,8 @@ def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:
             loaded[name] = source
     missing = [name for name in own if name not in loaded]
     trunk = [name for name in missing if name.split(".")[0] in _TRUNK_PARTS and not name.endswith(_OPTIONAL)]
-    foreign = [name for name in state if name not in own and not name.startswith("fc.")]
+    # Views that this network does not have, and their vote, are no part of the trunk.
+    foreign = [name for name in state if _plain_name(name) not in own and not name.startswith(("fc.", "fusion."))]
     if trunk or foreign:
         example = (trunk or foreign)[0]
         raise CheckpointError(

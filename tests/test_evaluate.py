@@ -1,0 +1,204 @@
+"""Evaluation repeats what training saw, and maps classes by name whatever the folder looks like."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_run import shapes, trained
+
+from mvcr_cli.checkpoint import Checkpoint
+from mvcr_cli.config import EvalConfig, PredictConfig
+from mvcr_cli.data.folder import scan
+from mvcr_cli.engine.evaluate import evaluate, summarise
+from mvcr_cli.engine.predict import predict
+from mvcr_cli.errors import ConfigMismatch, DataError, InputMissing
+from mvcr_cli.records import ImageResult, Prediction
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shapes(tmp_path_factory.mktemp("data") / "shapes", classes=("circle", "square", "triangle"), images=8)
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    trained(data, path, epochs=4, split=0.4)
+    return path
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures that the run has not seen."""
+    return shapes(tmp_path_factory.mktemp("other") / "x", classes=("circle", "square", "triangle"), images=3, first=50)
+
+
+def check(run: Path, data: Path | None = None, **options: Any):
+    return evaluate(EvalConfig(data=data, run=run, device="cpu", workers=1, **options))
+
+
+def by_name(results: list[ImageResult]) -> dict[str, tuple[float, ...]]:
+    return {"/".join(Path(result.path).parts[-2:]): result.probabilities for result in results}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_its_own_split_gives_the_recorded_accuracy_exactly(run, batch):
+    report, results, problems = check(run, batch=batch)
+    best = max(json.loads(line)["val_accuracy"] for line in (run / "metrics.jsonl").read_text().splitlines())
+    recorded = json.loads((run / "eval.json").read_text())
+    assert report.top1.value == best == recorded["top1"]["value"]
+    assert [list(row) for row in report.confusion] == recorded["confusion"]
+    assert report.loss == pytest.approx(recorded["loss"], rel=1e-5)
+    assert problems == []
+    split = json.loads((run / "split.json").read_text())["val"]
+    assert [(result.path, result.label) for result in results] == [(path, label) for path, label, _ in split]
+
+
+def test_results_and_report_say_the_same(run, data):
+    report, results, _ = check(run, data)
+    classes = Checkpoint.load(run / "weights" / "best.safetensors").classes
+    assert len(results) == report.images == 24
+    assert sum(result.correct for result in results) == round(report.top1.value * report.images)
+    for result in results:
+        row = np.array(result.probabilities)
+        assert row.sum() == pytest.approx(1, abs=1e-12)
+        assert result.predicted == classes[int(row.argmax())]
+        assert result.probability == row.max()
+        assert result.label == Path(result.path).parent.name
+        assert result.correct == (result.predicted == result.label)
+    assert np.array(report.confusion).sum() == report.images
+    assert [entry.n for entry in report.classes] == [8, 8, 8]
+
+
+def test_evaluation_sees_what_prediction_says(run, other):
+    _, results, _ = check(run, other)
+    predicted = {
+        item.path: {label.label: label.probability for label in item.topk}
+        for item in predict(PredictConfig(inputs=(str(other),), run=run, device="cpu", batch=5))
+        if isinstance(item, Prediction)
+    }
+    classes = Checkpoint.load(run / "weights" / "best.safetensors").classes
+    assert len(predicted) == len(results) == 9
+    for result in results:
+        np.testing.assert_allclose([predicted[result.path][name] for name in classes], result.probabilities, atol=1e-6)
+
+
+def test_classes_are_mapped_by_name_and_not_by_order(run, other, tmp_path):
+    """Without `circle`, `square` is the first folder; the checkpoint's `square` is the second class."""
+    full, results, _ = check(run, other)
+    part = shutil.copytree(other, tmp_path / "part")
+    shutil.rmtree(part / "circle")
+    report, fewer, _ = check(run, part)
+    assert report.missing_classes == ("circle",)
+    assert full.missing_classes == ()
+    assert report.images == 6
+    expected = by_name(results)
+    for name, row in by_name(fewer).items():
+        np.testing.assert_allclose(row, expected[name], atol=1e-6)
+    assert [(r.label, r.correct) for r in fewer] == [(r.label, r.correct) for r in results if r.label != "circle"]
+    assert [entry.n for entry in report.classes] == [0, 3, 3]
+    assert report.classes[0].recall is None
+
+
+def test_unknown_classes_are_refused_or_left_out(run, other, tmp_path):
+    more = shutil.copytree(other, tmp_path / "more")
+    shutil.copytree(more / "circle", more / "aardvark")
+    with pytest.raises(DataError, match="aardvark"):
+        check(run, more)
+    full, results, _ = check(run, other)
+    report, fewer, _ = check(run, more, ignore_extra_classes=True)
+    assert report.confusion == full.confusion
+    assert [result.probabilities for result in fewer] == [result.probabilities for result in results]
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("train", "val"), ("train", "val", "test")])
+def test_a_folder_of_splits_is_judged_by_its_held_out_part(run, other, tmp_path, folders):
+    root = tmp_path / "splits"
+    for number, name in enumerate(folders):
+        shapes(root / name, classes=("circle", "square"), images=number + 1)
+    assert check(run, root)[0].images == 2 * len(folders)
+
+
+def test_bad_pictures_are_reported_once_and_not_scored(run, other, tmp_path):
+    bad = shutil.copytree(other, tmp_path / "bad")
+    whole = (bad / "square" / "050.png").read_bytes()
+    (bad / "circle" / "cut.png").write_bytes(whole[:300])
+    (bad / "circle" / "empty.jpg").write_bytes(b"")
+    (bad / "circle" / "notes.txt").write_text("not a picture, and no problem")
+    full, results, _ = check(run, other)
+    report, fewer, problems = check(run, bad)
+    assert sorted((Path(problem.path).name, problem.code) for problem in problems) == [
+        ("cut.png", "corrupt"),
+        ("empty.jpg", "empty"),
+    ]
+    assert report.skipped == 2
+    assert report.images + report.skipped == 11
+    assert report.confusion == full.confusion
+    assert [result.probabilities for result in fewer] == [result.probabilities for result in results]
+
+
+def test_nothing_to_judge_is_an_error(run, tmp_path):
+    (tmp_path / "circle").mkdir()
+    (tmp_path / "circle" / "x.png").write_text("no picture")
+    with pytest.raises(DataError):
+        check(run, tmp_path)
+    with pytest.raises(InputMissing):
+        check(run, tmp_path / "nowhere")
+    with pytest.raises(InputMissing):
+        check(tmp_path / "nowhere")
+
+
+def test_weights_that_stand_alone_need_a_folder(run, other, tmp_path):
+    alone = tmp_path / "model.safetensors"
+    shutil.copyfile(run / "weights" / "best.safetensors", alone)
+    with pytest.raises(ConfigMismatch, match=r"model\.safetensors"):
+        check(alone)
+    assert check(alone, other)[0].confusion == check(run, other)[0].confusion
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"val": [["x"]]}', '{"val": [["x.png", "zebra", "0"]]}', '{"val": 3}'])
+def test_a_damaged_split_is_no_crash(run, tmp_path, content):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "split.json").write_text(content)
+    with pytest.raises(ConfigMismatch):
+        check(copy)
+
+
+def test_the_newest_finished_run_is_meant_without_a_name(run, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputMissing) as caught:
+        evaluate(EvalConfig(data=other))
+    assert "mvcr train" in caught.value.hint
+    shutil.copytree(run, tmp_path / "runs" / "done")
+    unfinished = shutil.copytree(run, tmp_path / "runs" / "unfinished")
+    (unfinished / "summary.json").unlink()
+    said: list[str] = []
+    report, _, _ = evaluate(EvalConfig(data=other, device="cpu", workers=1), say=said.append)
+    assert report.run == "runs/done"
+    assert "runs/done" in said[0]
+
+
+def test_a_summary_of_perfect_and_of_useless_verdicts():
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    options = {"run": "r", "data": "d", "classes": ("a", "b", "c"), "missing": (), "skipped": 0, "seconds": 0.0}
+    perfect = summarise(labels=labels, probabilities=np.eye(3)[labels], **options)
+    assert (perfect.top1.value, perfect.balanced_accuracy, perfect.macro_f1, perfect.auroc) == (1, 1, 1, 1)
+    assert perfect.top1.low < 1
+    assert perfect.top5 is None
+    useless = summarise(labels=labels, probabilities=np.full((6, 3), 1 / 3), **options)
+    assert useless.top1.value == pytest.approx(1 / 3)
+    assert useless.auroc == pytest.approx(0.5)
+    assert useless.loss == pytest.approx(np.log(3))
+    assert useless.calibration_error == pytest.approx(0, abs=1e-9)
+
+
+def test_the_data_are_the_same_for_scan_and_split(run, data):
+    split = json.loads((run / "split.json").read_text())
+    index = scan(data)
+    rows = {(sample.path, index.classes[sample.label], sample.digest) for sample in index.samples}
+    assert {tuple(row) for row in split["train"] + split["val"]} == rows
