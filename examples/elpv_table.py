@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--options", default="", help="further options of mvcr train")
     options = parser.parse_args()
-    print("| split | best top-1 % | last top-1 % | AUROC | balanced % | majority % | wall s |\n|---|---|---|---|---|---|---|")
+    print(
+        "| split | best top-1 % | last top-1 % | AUROC | balanced % | majority % | wall s |\n|---|---|---|---|---|---|---|"
+    )
     for split in options.splits:
         rows = [one_run(options, split, seed) for seed in options.seeds]
         columns = [spread([row[index] for row in rows]) for index in range(6)]

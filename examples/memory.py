@@ -60,7 +60,9 @@ def make(work: Path, count: int) -> None:
         for name, size in (("large", LARGE), ("small", SMALL)):
             folder = work / name / label
             folder.mkdir(parents=True, exist_ok=True)
-            picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2).save(folder / f"{number:04d}.jpg", quality=85)
+            picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2).save(
+                folder / f"{number:04d}.jpg", quality=85
+            )
 
 
 if __name__ == "__main__":

@@ -160,7 +160,9 @@ def stranger(raw: bytes) -> bytes:
     return model.SerializeToString()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("spoil", [external, foreign_domain, stranger, lambda raw: raw[: len(raw) // 2], lambda raw: b"hello"])
+@pytest.mark.parametrize(
+    "spoil", [external, foreign_domain, stranger, lambda raw: raw[: len(raw) // 2], lambda raw: b"hello"]
+)
 def test_foreign_onnx_files_are_refused(spoil: Callable[[bytes], bytes]) -> None:
     raw, _ = engine._FORMATS["onnx"](checkpoint())
     with pytest.raises(CheckpointError):

@@ -20,7 +20,12 @@ def mvcr(folder: Path, *argv: str, code: int = 0) -> list[dict[str, Any]]:
     """Run `mvcr` in `folder`; stdout as records."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "error"}
     done = subprocess.run(
-        [sys.executable, "-m", "mvcr_cli", *argv], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "mvcr_cli", *argv],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

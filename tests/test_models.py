@@ -22,7 +22,7 @@ from mvcr_cli.models import (
     plain_twin,
     useful_scales,
 )
-from mvcr_cli.models.mvcr import scale_norms
+from mvcr_cli.models.mvcr import MultiScaleResNet, scale_norms
 from mvcr_cli.models.scale_aware import AveragePool, GeM, SoftBlur
 from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, resize_matrix, view_side
 
@@ -364,3 +364,16 @@ def test_any_size_gives_finite_logits(name, size, stem):
 def test_a_config_that_describes_no_network_is_refused(change):
     with pytest.raises((UsageError, ValueError, TypeError)):
         ModelConfig.from_dict(config_for("mvcr10n", 3).to_dict() | change)
+
+
+def test_views_that_are_left_out_follow_the_view_that_is_seen() -> None:
+    network = build(config_for("mvcr10n", 2))
+    assert isinstance(network, MultiScaleResNet)
+    norm = scale_norms(network)[0]
+    torch.nn.init.uniform_(norm.weight)
+    norm.running_mean.add_(1)
+    network.inherit_norms(128)  # both views are seen: nothing moves
+    assert not torch.equal(norm.of(1).weight, norm.weight)
+    network.inherit_norms(64)
+    assert torch.equal(norm.of(1).weight, norm.weight)
+    assert torch.equal(norm.of(1).running_mean, norm.running_mean)

@@ -134,6 +134,25 @@ def test_accumulated_gradients_survive_an_interruption(data, accumulated, undist
     assert not same(run, undisturbed)
 
 
+def test_the_optimiser_moves_once_the_accumulation_is_full(data, tmp_path):
+    for question, moved in ((1, False), (2, True)):
+        run = tmp_path / str(question)
+        trained(data, run, accumulate=2, stop=stop_at(question))
+        state = RunDirectory(run).load_state(lambda text: None)
+        assert state is not None
+        kinds = {name.partition(".")[0] for name in state[0]}
+        assert ("opt" in kinds, "gradient" in kinds) == (moved, not moved)
+
+
+def test_dropout_is_a_function_of_the_step(data, tmp_path):
+    """The `cnn` drops half of its features; a resumed run drops the same ones."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    trained(data, a, model="cnn", imgsz=32)
+    trained(data, b, model="cnn", imgsz=32, stop=stop_at(2))
+    trained(data, b, model="cnn", imgsz=32, resume=True)
+    assert same(a, b)
+
+
 def test_being_interrupted_all_the_time_changes_nothing(data, undisturbed, tmp_path):
     """Every start does at most one thing: a step, or a validation that is cut short and done again."""
     run = tmp_path / "run"

@@ -134,7 +134,9 @@ def _write_report(run: Path) -> None:
     write_report(run)
     found = json_lib.loads((run / "eval.json").read_bytes())
     (run / "plots").mkdir(exist_ok=True)
-    write_whole(run / "plots" / "confusion.png", confusion_png(found["confusion"], [row["label"] for row in found["classes"]]))
+    write_whole(
+        run / "plots" / "confusion.png", confusion_png(found["confusion"], [row["label"] for row in found["classes"]])
+    )
 
 
 def _resuming(config: TrainConfig, report: TrainReport) -> str:

@@ -191,7 +191,7 @@ def evaluation_batches(samples: Sequence[Sample], preprocess: Preprocess, batch:
     def read(sample: Sample) -> Tensor | None:
         # Twice the size needed: a JPEG may be decoded reduced, and the resize that follows still filters.
         image = cache.picture(sample, 2 * preprocess.size, shrink=False)
-        return None if image is None else preprocess.tensor(image.convert("RGB"))
+        return None if image is None else preprocess.tensor(image)
 
     ready: list[tuple[Sample, Tensor]] = []
     for sample, x in ordered(read, samples, max(1, workers), 2 * batch):

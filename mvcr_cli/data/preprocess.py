@@ -57,12 +57,13 @@ class Preprocess:
         return tuple(max(1, math.floor(side * self.size / longest + 0.5)) for side in (width, height))  # type: ignore[return-value]
 
     def tensor(self, image: Image.Image) -> Tensor:
-        """The network's input for one upright RGB picture. Shape: (3, size, size), float32."""
-        pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None].float()  # 1 x 3 x H x W
+        """The network's input for one upright picture, RGB or grey ("L"). Shape: (3, size, size), float32."""
+        array = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
+        pixels = torch.from_numpy(array).permute(2, 0, 1)[None].float().contiguous()  # 1 x C x H x W
         width, height = self.fitted(image.width, image.height)
         if (height, width) != pixels.shape[-2:]:
             pixels = _resize(pixels, height, width)
-        x = self.normalise(pixels)
+        x = self.normalise(pixels.expand(-1, 3, -1, -1))  # a grey picture is resized once, not three times
         left, top = (self.size - width) // 2, (self.size - height) // 2
         return F.pad(x, (left, self.size - width - left, top, self.size - height - top))[0]
 

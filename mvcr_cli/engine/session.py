@@ -61,16 +61,17 @@ class Session:
         set_lr(self.optimiser, config.lr * lr_factor(progress, config.warmup))
         self.scaler.scale(loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
         if (step + 1) % config.accumulate == 0:
-            self._move(step)
+            self._move(step, batch.images.shape[1])
         return loss.detach()
 
-    def _move(self, step: int) -> None:
+    def _move(self, step: int, side: int) -> None:
         self.scaler.unscale_(self.optimiser)
         if self.config.clip:
             clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
+        self.network.inherit_norms(side)
         self.average.update(step // self.config.accumulate)
 
     def _check(self, loss: Tensor, batch: Batch, step: int, progress: float) -> None:

@@ -45,7 +45,7 @@ from mvcr_cli.errors import CannotCreate, DataError
 from mvcr_cli.paths import display_name, write_json
 from mvcr_cli.records import EpochReport, EvalReport, TrainReport, record
 
-VALIDATION_SHARE = 1 / 10  # of the time, at most, when the clock decides
+VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
 EVALUATION_BATCH = 64
 
 
@@ -291,7 +291,7 @@ class Trainer:
         self.run.save_state(self.step, tensors, meta)
 
     def _due(self) -> bool:
-        """Every epoch; when the clock decides, no more than a tenth of the time goes into validation."""
+        """Every epoch; when the clock decides, validation takes a fifteenth of the time at most."""
         if self.config.seconds is None or not self.records:
             return True
         since = self.clock.elapsed() - self.records[-1]["seconds"]

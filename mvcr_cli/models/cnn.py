@@ -41,3 +41,6 @@ class SmallCNN(nn.Module):
     def forward_views(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits = self.forward(x)
         return logits, [logits]
+
+    def inherit_norms(self, side: int) -> None:
+        """There are none."""

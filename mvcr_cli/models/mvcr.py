@@ -9,6 +9,7 @@ plain ResNet, which is how the baseline `resnet*` is made: the same code, the sa
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mvcr_cli.config import ModelConfig
@@ -52,11 +53,31 @@ class MultiScaleResNet(ResNetTrunk):
 
         Shape: (N, 3, H, W) -> (N, K), at most S times (N, K).
         """
-        side = min(x.shape[-2:])
-        order = sorted(range(len(self.config.scales)), key=lambda view: self.config.scales[view] != 1)
-        seen = [view for view in order if is_useful(side, self.config.scales[view], self.config.stem)]
+        seen = self.views_at(min(x.shape[-2:]))
         logits = [self.view_logits(make_view(x, self.config.scales[view]), view) for view in seen]
         return (logits[0] if self.fusion is None or len(logits) == 1 else self.fusion(logits)), logits
+
+    def views_at(self, side: int) -> list[int]:
+        """The views of a `side`-pixel picture that are looked at; the one at scale 1 comes first."""
+        order = sorted(range(len(self.config.scales)), key=lambda view: self.config.scales[view] != 1)
+        return [view for view in order if is_useful(side, self.config.scales[view], self.config.stem)]
+
+    @torch.no_grad()
+    def inherit_norms(self, side: int) -> None:
+        """Give the views that are left out at this size the batch norm of the view at scale 1.
+
+        So a view that joins when the pictures have grown starts from what was learned, and an evaluation before that
+        does not listen to a view that never learned.
+        """
+        seen = self.views_at(side)
+        left_out = [view for view in range(len(self.config.scales)) if view not in seen]
+        if not left_out:
+            return
+        norms = scale_norms(self)
+        for view in left_out:
+            mine = [tensor for norm in norms for tensor in _norm_tensors(norm.of(view))]
+            base = [tensor for norm in norms for tensor in _norm_tensors(norm.of(seen[0]))]
+            torch._foreach_copy_(mine, base)
 
     def view_logits(self, x: Tensor, view: int) -> Tensor:
         """Logits of one view, already at its own size. Shape: (N, 3, h, w) -> (N, K)."""
@@ -83,6 +104,11 @@ class MultiScaleResNet(ResNetTrunk):
 def is_useful(side: int, scale: float, stem: str) -> bool:
     """Whether a view of a `side`-pixel picture is large enough to be looked at; the picture itself always is."""
     return scale >= 1 or side * scale >= (SMALLEST_VIEW / 2 if stem == "small" else SMALLEST_VIEW)
+
+
+def _norm_tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
+    """Affine terms and running statistics of one private set."""
+    return [tensor for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if tensor is not None]
 
 
 def scale_norms(network: nn.Module) -> list[ScaleBatchNorm2d]:

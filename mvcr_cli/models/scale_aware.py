@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,10 @@ class ScaleBatchNorm2d(nn.BatchNorm2d):
     def __init__(self, channels: int, views: int) -> None:
         super().__init__(channels)
         self.scales = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(views - 1))
+
+    def of(self, view: int) -> nn.BatchNorm2d:
+        """The private set of a view."""
+        return self if view == 0 else cast(nn.BatchNorm2d, self.scales[view - 1])
 
     def forward(self, x: Tensor, view: int = 0) -> Tensor:
         if view == 0:
