@@ -66,12 +66,14 @@ def epoch(options: argparse.Namespace, scratch: Path) -> None:
             "--batch", "32", "--epochs", "1", "--run"]  # fmt: skip
     timm = [options.python, "train.py", str(options.data.resolve()), "--train-split", "train", "--val-split", "val",
             "--model", "resnet18", "--num-classes", "2", "--img-size", "224", "-b", "32", "--epochs", "1",
-            "--warmup-epochs", "0", "--output", str(scratch)]  # fmt: skip
+            "--warmup-epochs", "0", "--device", "cpu", "--output", str(scratch)]  # fmt: skip
     ours = wall("mvcr train, progressive", [*mvcr, str(scratch / "a")])
     fixed = [*mvcr, str(scratch / "b"), "--no-progressive"]
     fixed_seconds = wall("mvcr train --no-progressive", fixed) if options.fixed else None
     theirs = wall("timm train.py", timm, options.timm)
-    print(f"ratio: 1/{theirs / ours:.2f}" + (f", at fixed size 1/{theirs / fixed_seconds:.2f}" if fixed_seconds else ""))
+    print(
+        f"ratio: 1/{theirs / ours:.2f}" + (f", at fixed size 1/{theirs / fixed_seconds:.2f}" if fixed_seconds else "")
+    )
 
 
 def yolo(options: argparse.Namespace, scratch: Path) -> None:
