@@ -12,7 +12,7 @@ from rich.table import Column
 from rich.text import Text
 
 T = TypeVar("T")
-REFRESH_SECONDS = 0.1
+REFRESH_SECONDS = 0.5  # drawing takes as long as a small training step
 
 
 class _StatusColumn(ProgressColumn):
