@@ -10,7 +10,7 @@ from typing import NoReturn
 
 STARTED = time.monotonic()
 # Read by OpenMP when torch loads. Waiting threads that spin steal the cores from the threads that decode pictures, and on
-# a busy machine a spinning team is slower by an order of magnitude.
+# a busy machine a spinning team is much slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
