@@ -22,6 +22,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 ExportFormat = Literal["onnx", "torch", "safetensors"]
 Fit = Literal["pad", "stretch"]
 PredictFormat = Literal["auto", "json", "jsonl", "csv", "table"]
+Look = Literal["1", "all", "auto"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Stem = Literal["imagenet", "small"]
 
@@ -69,14 +70,25 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_scales(text: str) -> tuple[float, ...]:
-    """`"1,1/2"` as `(1.0, 0.5)`, largest first."""
+    """`"1,1/2"` as `(1.0, 0.5)`, largest first; `"2..1/2"` as half octaves between, ends included."""
     try:
-        scales = {float(Fraction(part.strip())) for part in text.split(",")}
-    except (ValueError, ZeroDivisionError):
+        ends = [float(Fraction(part.strip())) for part in text.split("..")] if ".." in text else []
+        scales = set(half_octaves(*ends)) if ends else {float(Fraction(part.strip())) for part in text.split(",")}
+    except (ValueError, ZeroDivisionError, TypeError):
         raise UsageError(f"--scales {text!r} is no list of scales", "write for example --scales 1,1/2") from None
     _check(1.0 in scales and all(1 / 16 <= scale <= 4 for scale in scales), "--scales", text,
            "a list with 1 in it, each between 1/16 and 4")  # fmt: skip
     return tuple(sorted(scales, reverse=True))
+
+
+def half_octaves(first: float, last: float) -> tuple[float, ...]:
+    """Scales from one end to the other in steps of about half an octave; powers of 2 come out exact.
+
+    Raises: ValueError when an end is not above 0.
+    """
+    low, high = sorted((2 * math.log2(first), 2 * math.log2(last)))
+    steps = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+    return tuple(2.0 ** (step / 2) for step in reversed(steps))
 
 
 def parse_auto(option: str, text: str) -> int | None:
@@ -113,6 +125,9 @@ class ModelConfig:
         depths: blocks in each of the four stages.
         width: channels of the first stage; later stages double it.
         scales: the scale set; sides of the views relative to the trunk size, largest first. (1,) is a plain ResNet.
+        taught: the scales of the set whose views learn labels, with 1 among them; None is all of them.
+        surest: the surest view decides alone; otherwise every view votes with how sure it is.
+        sure: how sure a view must be for "auto" to stop looking, from 0 to 1 (certain).
         stem: "imagenet" is 7x7 stride 2 with max-pool, "small" is 3x3 stride 2 alone, for small pictures.
         blur: SoftBlur before every strided stage.
         gem: generalised-mean pooling; otherwise average pooling.
@@ -126,6 +141,9 @@ class ModelConfig:
     depths: tuple[int, ...]
     width: int
     scales: tuple[float, ...] = (1.0,)
+    taught: tuple[float, ...] | None = None
+    surest: bool = False
+    sure: float = 0.8
     stem: Stem = "imagenet"
     blur: bool = False
     gem: bool = False
@@ -144,6 +162,11 @@ class ModelConfig:
         _check(len(self.scales) <= 16, "scales", len(self.scales), "at most 16")
         _check(1.0 in self.scales, "scales", self.scales, "a set that contains 1")
         _check(all(1 / 16 <= scale <= 4 for scale in self.scales), "scales", self.scales, "between 1/16 and 4")
+        taught = self.scales if self.taught is None else self.taught
+        _check(
+            1.0 in taught and set(taught) <= set(self.scales), "taught", taught, "scales of the set with 1 among them"
+        )
+        _check(0 < self.sure <= 1, "sure", self.sure, "above 0 and at most 1")
         _check(len(self.depths) == (0 if self.block is None else 4), "depths", self.depths, "four numbers")
         _check(1 <= self.width <= 1024, "width", self.width, "between 1 and 1024")
 
@@ -156,7 +179,8 @@ class ModelConfig:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown model fields {sorted(unknown)}")
-        tuples: dict[str, Any] = {key: tuple(values[key]) for key in ("depths", "scales") if key in values}
+        lists = [key for key in ("depths", "scales", "taught") if values.get(key) is not None]
+        tuples: dict[str, Any] = {key: tuple(values[key]) for key in lists}
         return cls(**(values | tuples))
 
 
@@ -174,6 +198,7 @@ class AugmentConfig:
         turn: quarter turns with equal probability.
         trivial: probability of one random colour operation (the photometric half of TrivialAugment).
         erase: probability of erasing one rectangle.
+        resolution: probability of a picture with up to four times coarser pixels at the same size (resolution jitter).
         mixup, cutmix: Beta parameters of MixUp and CutMix; 0 is off. With both, each batch draws one.
     """
 
@@ -187,6 +212,7 @@ class AugmentConfig:
     turn: bool = False
     trivial: float = 0.5
     erase: float = 0.0
+    resolution: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
 
@@ -196,7 +222,7 @@ class AugmentConfig:
         _check(0 <= self.shear <= 1, "--shear", self.shear, "between 0 and 1")
         _check(0 <= self.shift <= 0.5, "--shift", self.shift, "between 0 and 0.5")
         _check(0 <= self.rotate <= 180, "--rotate", self.rotate, "between 0 and 180 degrees")
-        for name in ("trivial", "erase"):
+        for name in ("trivial", "erase", "resolution"):
             _check(0 <= getattr(self, name) <= 1, f"--{name}", getattr(self, name), "between 0 and 1")
         for name in ("mixup", "cutmix"):
             _check(0 <= getattr(self, name) <= 10, f"--{name}", getattr(self, name), "between 0 and 10")
@@ -220,6 +246,8 @@ class TrainConfig:
         accumulate: steps whose gradients are summed before the optimiser steps.
         lr: peak learning rate; None depends on the weights and the batch size.
         scales: the scale set; None is the preset's own.
+        unsure: weight of the uniform target for views at foreign scales. Above 0, the view at scale 1 alone learns
+            labels, the others are looked through, and the surest decides.
         progressive: start at half size and grow.
         patience: epochs without a better validation accuracy before the run stops; 0 is never.
         cache_mb: cap of the decoded-pixel cache in MiB; 0 turns it off.
@@ -237,6 +265,7 @@ class TrainConfig:
     imgsz: int | None = None
     fit: Fit = "pad"
     scales: tuple[float, ...] | None = None
+    unsure: float = 0.0
     epochs: int | None = None
     seconds: float | None = None
     batch: int | None = None
@@ -281,6 +310,7 @@ class TrainConfig:
         _check(self.clip >= 0 and math.isfinite(self.clip), "--clip", self.clip, "0 (off) or above")
         _check(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "between 0 and 1")
         _check(0 <= self.distill <= 100, "--distill", self.distill, "between 0 and 100")
+        _check(0 <= self.unsure <= 10, "--unsure", self.unsure, "between 0 (off) and 10")
         _check(0 <= self.ema < 1, "--ema", self.ema, "between 0 (off) and 1")
         _check(self.patience >= 0, "--patience", self.patience, "0 (never) or more")
         _check(0 <= self.cache_mb <= 1 << 20, "--cache", self.cache_mb, "between 0 and 1,048,576 MiB")
@@ -302,6 +332,7 @@ class EvalConfig:
     data: Path | None = None
     run: Path | None = None
     out: Path | None = None
+    views: Look = "all"
     batch: int = 32
     workers: int | None = None
     device: Device = "auto"
@@ -322,6 +353,7 @@ class PredictConfig:
     inputs: tuple[str, ...]
     run: Path | None = None
     topk: int = 5
+    views: Look = "all"
     batch: int = 16
     workers: int | None = None
     device: Device = "auto"
@@ -340,12 +372,14 @@ class ExportConfig:
 
     run: Path | None = None
     format: ExportFormat = "onnx"
+    views: Look = "all"
     out: Path | None = None
     images: int = 64
     tolerance: float = 1e-4
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        _check(self.views != "auto", "--views", self.views, "1 or all: a graph cannot stop early")
         _check(1 <= self.images <= 100_000, "--images", self.images, "between 1 and 100,000")
         _check(0 < self.tolerance < 1, "--tolerance", self.tolerance, "between 0 and 1")
 

@@ -43,7 +43,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochReport:
-    """One validated epoch. Accuracies are fractions; `val_*` are of the averaged (EMA) weights."""
+    """One validated epoch. Accuracies are fractions; `val_*` are of the averaged (EMA) weights.
+
+    `seconds` is the wall time of the whole run; `cpu_seconds` is the time of all threads of this process since its start.
+    """
 
     epoch: int
     epochs: int | None
@@ -56,6 +59,7 @@ class EpochReport:
     best_accuracy: float
     images_per_second: float
     seconds: float
+    cpu_seconds: float
     left_seconds: float | None
 
 
@@ -149,6 +153,7 @@ class BenchmarkRow:
     """Speed of one model at one input. Milliseconds are a batch; `mac` are multiply-accumulates a picture."""
 
     model: str
+    views: str  # "all", "1", or "auto" at its best
     backend: str  # "eager" or "onnxruntime"
     device: str
     precision: str

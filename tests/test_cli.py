@@ -56,7 +56,7 @@ HOSTILE = (
 )  # fmt: skip
 EPOCH = EpochReport(
     epoch=1, epochs=2, step=10, size_px=64, lr=0.1, train_loss=0.5, val_loss=0.6, val_accuracy=0.8, best_accuracy=0.8,
-    images_per_second=100.0, seconds=1.0, left_seconds=70.0,
+    images_per_second=100.0, seconds=1.0, cpu_seconds=2.0, left_seconds=70.0,
 )  # fmt: skip
 TRAINED = TrainReport(
     run="runs/a b", best_accuracy=0.8, best_epoch=1, last_accuracy=0.7, epochs=2, steps=20, seconds=2.0,

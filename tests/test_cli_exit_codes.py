@@ -29,6 +29,7 @@ EXPORT = ExportReport(
     max_probability_difference=1e-7, tolerance=1e-4,
 )  # fmt: skip
 ROW = BenchmarkRow(
+    views="all",
     model="cnn", backend="eager", device="cpu", precision="fp32", size_px=32, batch=1, parameters=10, mac=100,
     forward_p50_ms=1.0, forward_p95_ms=2.0, forward_images_per_second=1000.0, train_p50_ms=None,
     train_images_per_second=None, peak_memory_mb=10.0, relative_time=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,28 @@ def test_foreign_onnx_files_are_refused(spoil: Callable[[bytes], bytes]) -> None
     raw, _ = engine._FORMATS["onnx"](checkpoint())
     with pytest.raises(CheckpointError):
         OnnxPredictor.from_bytes(spoil(raw), "x.onnx")
+
+
+def test_the_first_view_alone_is_exported_as_a_plain_network():
+    made = checkpoint()
+    plain = engine.first_view(made)
+    network, whole = plain.network(), made.network()
+    whole.look = "1"
+    x = made.preprocess.tensor(next(odd_pictures()))[None]
+    with torch.inference_mode():
+        assert torch.equal(network(x), whole(x))
+    raw, runner = engine._FORMATS["onnx"](plain)
+    assert compare(plain, runner, list(odd_pictures())[:3])[1] <= 1e-4
+    assert len(raw) < len(engine._FORMATS["onnx"](made)[0])
+
+
+@pytest.mark.parametrize("scales", [(2.0, 1.0, 0.5), (2**0.5, 1.0, 0.5**0.5)])
+def test_views_that_are_only_looked_through_are_exported(scales):
+    made = checkpoint()
+    config = replace(made.config, scales=scales, taught=(1.0,), surest=True)
+    torch.manual_seed(1)
+    made = replace(made, config=config, tensors=build(config).state_dict())
+    _, runner = engine._FORMATS["onnx"](made)
+    agreement, difference = compare(made, runner, list(odd_pictures()))
+    assert agreement == 1
+    assert difference <= 1e-4

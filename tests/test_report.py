@@ -86,6 +86,7 @@ def epoch_report(epoch: int, epochs: int) -> records.EpochReport:
         best_accuracy=0.93 - 0.6 * 0.85**epoch,
         images_per_second=410.0 - epoch,
         seconds=12.5,
+        cpu_seconds=2.0,
         left_seconds=None,
     )
 

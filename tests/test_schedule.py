@@ -8,7 +8,7 @@ import pytest
 
 from mvcr_cli.engine import clock as module
 from mvcr_cli.engine.clock import Clock
-from mvcr_cli.engine.schedule import ema_decay, lr_factor, size_at
+from mvcr_cli.engine.schedule import ema_decay, lr_factor, size_at, training_side
 
 PROGRESS = [step / 200 for step in range(201)]
 
@@ -28,13 +28,20 @@ def test_the_learning_rate_rises_once_falls_once_and_ends_at_zero(warmup):
 
 @pytest.mark.parametrize("size", [16, 32, 33, 64, 100, 128, 224, 1000])
 def test_the_size_grows_from_half_to_whole(size):
-    sizes = [size_at(progress, size, True) for progress in PROGRESS]
+    sizes = [size_at(progress, size) for progress in PROGRESS]
     assert sizes == sorted(sizes)
     assert all(side == size for progress, side in zip(PROGRESS, sizes, strict=True) if progress >= 0.8)
     assert len(set(sizes[:100])) == 1
     assert abs(sizes[0] - max(min(32, size), size / 2)) <= 8
     assert all(side % 16 == 0 or side == size for side in sizes)
-    assert {size_at(progress, size, False) for progress in PROGRESS} == {size}
+
+
+def test_the_training_side_takes_back_what_crops_enlarge():
+    assert training_side(224, 1.0) == 224
+    assert training_side(128, 1.0) == 128
+    for crop in (0.25, 0.5, 0.8):
+        assert abs(training_side(224, crop) - 224 * ((1 + crop) / 2) ** 0.5) <= 4
+    assert training_side(20, 0.5) <= 20
 
 
 def test_the_average_forgets_its_start_and_then_keeps_its_decay():

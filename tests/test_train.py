@@ -400,6 +400,7 @@ CHANGES: list[dict[str, Any]] = [
     {"distill": 0.0}, {"ema": 0.0}, {"accumulate": 2}, {"batch": 6}, {"split": 0.5}, {"scales": (1.0, 0.75)},
     {"fit": "stretch"}, {"model": "resnet10n"}, {"imgsz": 96}, {"progressive": False},
     {"augment": AugmentConfig(hflip=False)}, {"augment": AugmentConfig(mixup=0.4)}, {"precision": "bf16"},
+    {"unsure": 0.3}, {"augment": AugmentConfig(resolution=1.0)}, {"augment": AugmentConfig(crop=1.0)},
 ]  # fmt: skip
 
 

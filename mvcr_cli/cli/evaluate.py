@@ -25,6 +25,7 @@ def evaluate(
     run: o.Run = EvalConfig.run,
     ignore_extra_classes: o.IgnoreExtraClasses = EvalConfig.ignore_extra_classes,
     follow_links: o.FollowLinks = EvalConfig.follow_links,
+    views: o.Views = EvalConfig.views,
     batch: o.Batch = EvalConfig.batch,
     workers: o.Workers = EvalConfig.workers,
     device: o.Device = EvalConfig.device,

@@ -13,6 +13,7 @@ def export(
     ctx: typer.Context,
     run: o.Run = ExportConfig.run,
     format: o.ExportFormat = ExportConfig.format,  # noqa: A002
+    views: o.Views = ExportConfig.views,
     out: o.ExportOut = ExportConfig.out,
     images: o.Images = ExportConfig.images,
     tolerance: o.Tolerance = ExportConfig.tolerance,

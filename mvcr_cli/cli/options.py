@@ -75,6 +75,11 @@ FollowLinks = Annotated[bool, _flag("--follow-links", help="Follow links to fold
 KeepGoing = Annotated[bool, _talk_flag("--keep-going", help="Exit 0 even when some pictures are bad.")]
 Json = Annotated[bool, _talk_flag("--json", help="One JSON record a line on stdout.")]
 
+Views = Annotated[
+    config.Look,
+    typer.Option("--views", help="Look once (a plain ResNet's cost), through all scales, or until a view is sure."),
+]
+
 # mvcr train
 TrainData = Annotated[
     Path,
@@ -134,6 +139,10 @@ WeightDecay = Annotated[float, _recipe("--weight-decay", metavar="X", help="Deco
 Warmup = Annotated[float, _recipe("--warmup", metavar="SHARE", help="Share of the steps that warms up.")]
 Clip = Annotated[float, _recipe("--clip", metavar="X", help="Largest gradient norm; 0 is off.")]
 LabelSmoothing = Annotated[float, _recipe("--label-smoothing", metavar="X", help="Label smoothing; 0 is off.")]
+Unsure = Annotated[
+    float,
+    _recipe("--unsure", metavar="X", help="Teach doubt at foreign scales with this weight; the surest view decides."),
+]
 Distill = Annotated[float, _recipe("--distill", metavar="X", help="Weight of the views' agreement; 0 is off.")]
 Ema = Annotated[float, _recipe("--ema", metavar="X", help="Decay of the averaged weights; 0 is off.")]
 Balance = Annotated[config.Balance, _recipe("--balance", help="Make up for rare classes.")]
@@ -155,6 +164,9 @@ VFlip = Annotated[bool, _augment_flag("--vflip", help="Mirror top and bottom.")]
 Turn = Annotated[bool, _augment_flag("--turn", help="Quarter turns.")]
 Trivial = Annotated[float, _augment("--trivial", metavar="P", help="Probability of one colour operation.")]
 Erase = Annotated[float, _augment("--erase", metavar="P", help="Probability of erasing a rectangle.")]
+Resolution = Annotated[
+    float, _augment("--resolution", metavar="P", help="Probability of coarser pixels at the same size.")
+]
 MixUp = Annotated[float, _augment("--mixup", metavar="BETA", help="MixUp; 0 is off.")]
 CutMix = Annotated[float, _augment("--cutmix", metavar="BETA", help="CutMix; 0 is off.")]
 

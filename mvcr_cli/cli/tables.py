@@ -173,7 +173,10 @@ def benchmark(rows: Sequence[BenchmarkRow]) -> Table:
             f"{row.forward_p50_ms:.1f}", f"{row.forward_p95_ms:.1f}", f"{row.forward_images_per_second:,.1f}",
             training_speed, f"{row.peak_memory_mb:,.0f}", relative,
         )  # fmt: skip
-        table.add_row(_name(row.model), Text(row.backend), Text(f"{row.device} {row.precision}"), *map(Text, numbers))
+        looked = {"all": "", "1": " --views 1", "auto": " --views auto, at best"}[row.views]
+        table.add_row(
+            _name(row.model + looked), Text(row.backend), Text(f"{row.device} {row.precision}"), *map(Text, numbers)
+        )
     return table
 
 

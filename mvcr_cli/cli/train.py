@@ -18,7 +18,7 @@ from mvcr_cli.records import EpochReport, TrainReport
 
 NO_AUGMENT = AugmentConfig(
     crop=1.0, zoom=0.0, shear=0.0, shift=0.0, rotate=0.0, hflip=False, vflip=False, turn=False,
-    trivial=0.0, erase=0.0, mixup=0.0, cutmix=0.0,
+    trivial=0.0, erase=0.0, resolution=0.0, mixup=0.0, cutmix=0.0,
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def train(
     warmup: o.Warmup = TrainConfig.warmup,
     clip: o.Clip = TrainConfig.clip,
     label_smoothing: o.LabelSmoothing = TrainConfig.label_smoothing,
+    unsure: o.Unsure = TrainConfig.unsure,
     distill: o.Distill = TrainConfig.distill,
     ema: o.Ema = TrainConfig.ema,
     balance: o.Balance = TrainConfig.balance,
@@ -63,6 +64,7 @@ def train(
     turn: o.Turn = AugmentConfig.turn,
     trivial: o.Trivial = AugmentConfig.trivial,
     erase: o.Erase = AugmentConfig.erase,
+    resolution: o.Resolution = AugmentConfig.resolution,
     mixup: o.MixUp = AugmentConfig.mixup,
     cutmix: o.CutMix = AugmentConfig.cutmix,
     cache_mb: o.CacheMb = TrainConfig.cache_mb,

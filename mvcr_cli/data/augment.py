@@ -17,10 +17,13 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from mvcr_cli.config import AugmentConfig, Fit
+from mvcr_cli.models.scale_set import make_view
 
 Matrix = tuple[float, float, float, float]
 Point = tuple[float, float]
 Colour = int | tuple[int, int, int]
+COARSEST = 4.0  # resolution jitter: pixels up to this many times coarser
+FOREIGN = (1.4, 2.8)  # factors at which a view is foreign: beyond the usual jitter of object sizes
 _TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
 
@@ -28,6 +31,8 @@ def augment(image: Image.Image, size: int, fit: Fit, config: AugmentConfig, rng:
             fill: tuple[int, int, int]) -> NDArray[np.uint8]:  # fmt: skip
     """One training view. Shape: (size, size, 3), uint8."""
     image = _warp(image, size, fit, config, rng, fill)
+    if config.resolution and rng.random() < config.resolution:
+        image = _blurred(image, COARSEST ** rng.random())
     if config.trivial and rng.random() < config.trivial:
         image = rng.choice(_COLOUR)(image, rng)
     pixels = np.array(image.convert("RGB"), dtype=np.uint8)
@@ -76,6 +81,13 @@ def _affine(image: Image.Image, size: int, centre: Point, half: Point, linear: M
     a, b, c, d = linear[0] * step_x, linear[1] * step_x, linear[2] * step_y, linear[3] * step_y
     data = (a, b, centre[0] - (a + b) * size / 2, c, d, centre[1] - (c + d) * size / 2)
     return image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=colour)
+
+
+def _blurred(image: Image.Image, factor: float) -> Image.Image:
+    """Shrunk by `factor` and enlarged again: as large as before, with the detail of a smaller object seen enlarged."""
+    small = tuple(max(1, round(side / factor)) for side in image.size)
+    shrunk = image.resize((small[0], small[1]), Image.Resampling.BILINEAR)
+    return shrunk.resize(image.size, Image.Resampling.BILINEAR)
 
 
 def _box(width: int, height: int, fit: Fit, config: AugmentConfig,
@@ -174,3 +186,16 @@ def mix(x: Tensor, target: Tensor, config: AugmentConfig, rng: random.Random) ->
     mixed[:, :, top : top + cut_h, left : left + cut_w] = x.flip(0)[:, :, top : top + cut_h, left : left + cut_w]
     kept = 1 - cut_h * cut_w / (height * width)
     return mixed, torch.lerp(target.flip(0), target, kept)
+
+
+def foreign_view(x: Tensor, rng: random.Random) -> Tensor:
+    """The pictures at a scale at which the network is not taught: shrunk, or a part of them enlarged to the whole.
+
+    Shape: (N, 3, H, W) -> (N, 3, h, w) with h, w at most H, W.
+    """
+    factor = math.exp(rng.uniform(*map(math.log, FOREIGN)))
+    if rng.random() < 0.5:
+        return make_view(x, 1 / factor)
+    height, width = (round(side / factor) for side in x.shape[-2:])
+    top, left = rng.randint(0, x.shape[-2] - height), rng.randint(0, x.shape[-1] - width)
+    return make_view(x[:, :, top : top + height, left : left + width], factor)

@@ -68,6 +68,8 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     stem = start.stem or stem_for(settings.imgsz)
     model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem)
     model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
+    if settings.unsure:
+        model = replace(model, taught=(1.0,), surest=True)
     session = _session(settings, prepared, start, model, device)
     precision = str(session.dtype).removeprefix("torch.")
     if stored is None:

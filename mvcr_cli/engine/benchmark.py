@@ -1,6 +1,7 @@
 """Benchmark: speed, memory and size of models, each beside the plain ResNet of the same depth, and of the reading.
 
-A model and its plain twin have the same trunk, stem and classes and are timed by turns in one loop. Presets are timed as
+A model, in each way to look through its views, and its plain twin have the same trunk, stem and classes and are timed by
+turns in one loop. Presets are timed as
 `mvcr train` builds them from scratch at each size, a run as it is. A training step is the one that training takes
 (`Session.step`: normalisation, all views, loss, backward, clipping, fused AdamW, weight average) and, like training,
 needs two pictures. A forward takes normalised float pictures in eager mode, and in onnxruntime, where preprocessing is
@@ -17,7 +18,7 @@ from importlib.util import find_spec
 import torch
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import BenchmarkConfig
+from mvcr_cli.config import BenchmarkConfig, ModelConfig
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import (
@@ -31,7 +32,7 @@ from mvcr_cli.engine import (
     say_nothing,
     silent,
 )
-from mvcr_cli.engine.contenders import EagerContender, Entry, Machine, OnnxContender, plain_config, untrained
+from mvcr_cli.engine.contenders import EagerContender, Entry, Machine, OnnxContender, looks_of, plain_config, untrained
 from mvcr_cli.engine.measure import Times, interleaved, peak_memory, refusing_out_of_memory, restart_resident_peak
 from mvcr_cli.engine.prepare import stem_for
 from mvcr_cli.engine.reading import reading_speeds, sample_pictures
@@ -83,10 +84,14 @@ class Subject:
     run: Checkpoint | None = None
 
     def entries(self, size: int) -> list[Entry]:
-        """The model, and then its plain twin when it has one."""
-        own = self.run or untrained(config_for(self.name, self.classes, stem=stem_for(size)), Preprocess(size=size))
+        """The model in each way to look through its views, and then its plain twin when it has one."""
+        own = self.run or untrained(self.config(size), Preprocess(size=size))
         plain = plain_config(own.config)
-        return [Entry.of(own)] + ([] if plain is None else [Entry.of(untrained(plain, own.preprocess))])
+        twin = [] if plain is None else [Entry.of(untrained(plain, own.preprocess))]
+        return [Entry.of(own, look) for look in looks_of(own.config)] + twin
+
+    def config(self, size: int) -> ModelConfig:
+        return self.run.config if self.run else config_for(self.name, self.classes, stem=stem_for(size))
 
 
 def choose(config: BenchmarkConfig, say: Say = say_nothing) -> list[Subject]:
@@ -138,14 +143,19 @@ class Bench:
             OnnxContender.worked(graph, smallest.size, LEAST_TRAINING_BATCH, self.machine)
 
     def row_count(self, subjects: Sequence[Subject]) -> int:
-        networks = sum(len(subject.sizes) * (1 if plain_twin(subject.name) is None else 2) for subject in subjects)
-        return networks * len(self.batches) * (2 if self.onnx else 1)
+        rows = 0
+        for subject in subjects:
+            twins = 0 if plain_twin(subject.name) is None else 1
+            eager = len(looks_of(subject.config(subject.sizes[0]))) + twins
+            rows += len(subject.sizes) * (eager + (1 + twins if self.onnx else 0))
+        return rows * len(self.batches)
 
     def rows(self, subjects: Sequence[Subject]) -> Iterator[BenchmarkRow]:
         for subject in subjects:
             for size in subject.sizes:
                 entries = subject.entries(size)
-                graphs = _graphs(entries) if self.onnx else []
+                exported = [entry for entry in entries if entry.look == "all"]
+                graphs = _graphs(exported) if self.onnx else []
                 for batch in self.batches:
                     what = f"{subject.name}, {size} px, batch {batch}"
                     with refusing_out_of_memory(what, self.machine.device):
@@ -153,21 +163,24 @@ class Bench:
                     yield from rows
                     if graphs:
                         with refusing_out_of_memory(what, self.machine.device):
-                            rows = self._onnxruntime(entries, graphs, batch)
+                            rows = self._onnxruntime(exported, graphs, batch)
                         yield from rows
 
     def _eager(self, entries: list[Entry], batch: int) -> list[BenchmarkRow]:
         trains = self.config.train and batch >= LEAST_TRAINING_BATCH
-        make = partial(EagerContender.worked, batch=batch, machine=self.machine, trains=trains)
+        make = partial(EagerContender.worked, batch=batch, machine=self.machine)
         contenders, memory = [], []
         for entry in entries:
-            contender, peak = peak_memory(self.machine.device, partial(make, entry))
+            ready = partial(make, entry, trains=trains and entry.look == "all")
+            contender, peak = peak_memory(self.machine.device, ready)
             contender.network.eval()
             contenders.append(contender)
             memory.append(peak)
         forward = interleaved([contender.forward for contender in contenders], self.config.rounds, self.machine.device)
-        steps = self._training(contenders) if trains else None
-        return self._rows("eager", entries, batch, forward, memory, steps)
+        taught = [contender for contender in contenders if contender.session is not None]
+        steps = iter(self._training(taught) if taught else [])
+        times = [None if contender.session is None else next(steps) for contender in contenders]
+        return self._rows("eager", entries, batch, forward, memory, times)
 
     def _training(self, contenders: list[EagerContender]) -> list[Times]:
         for contender in contenders:
@@ -181,14 +194,15 @@ class Bench:
         return self._rows("onnxruntime", entries, batch, forward, [peak for _, peak in made], None)
 
     def _rows(self, backend: str, entries: list[Entry], batch: int, forward: list[Times], memory: list[float],
-              steps: list[Times] | None) -> list[BenchmarkRow]:  # fmt: skip
-        """One row an entry; the first of two is compared with the second."""
+              steps: list[Times | None] | None) -> list[BenchmarkRow]:  # fmt: skip
+        """One row an entry; where there are several, the last is the plain twin that the others are compared with."""
         rows = []
         for index, entry in enumerate(entries):
             times, step = forward[index], None if steps is None else steps[index]
-            has_twin = index == 0 and len(entries) > 1
+            has_twin = index < len(entries) - 1
             row = BenchmarkRow(
                 model=entry.name,
+                views=entry.look,
                 backend=backend,
                 device=self.machine.device.type,
                 precision=PRECISION_NAMES[self.machine.dtype] if backend == "eager" else "fp32",
@@ -202,7 +216,7 @@ class Bench:
                 train_p50_ms=None if step is None else step.p50_ms,
                 train_images_per_second=None if step is None else step.per_second(batch),
                 peak_memory_mb=memory[index],
-                relative_time=times.over(forward[1], self.machine.device) if has_twin else None,
+                relative_time=times.over(forward[-1], self.machine.device) if has_twin else None,
             )
             rows.append(row)
         return rows

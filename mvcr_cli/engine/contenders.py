@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import ModelConfig, TrainConfig
+from mvcr_cli.config import Look, ModelConfig, TrainConfig
 from mvcr_cli.data.loader import Batch
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import autocast
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.session import Session
 from mvcr_cli.models import Network, build, mac_count, parameter_count, plain_twin
+from mvcr_cli.models.mvcr import MultiScaleResNet
 
 LEARNING_RATE = 1e-3
 
@@ -34,17 +35,25 @@ class Machine:
 
 @dataclass(frozen=True)
 class Entry:
-    """One network at one size, and what it costs by count."""
+    """One network at one size, looked through in one way, and what it costs by count.
+
+    "auto" is counted and timed at its best: the first view is sure at once. At its worst it costs what "all" does.
+    """
 
     checkpoint: Checkpoint
+    look: Look
     parameters: int
     mac: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Entry:
+    def of(cls, checkpoint: Checkpoint, look: Look = "all") -> Entry:
         with torch.device("meta"):  # counting needs no arithmetic
-            network = build(checkpoint.config)
-        return cls(checkpoint, parameter_count(network), mac_count(network, checkpoint.preprocess.size))
+            network = looking(build(checkpoint.config), look)
+            if look == "auto":  # its choice needs numbers: count the cheapest view instead
+                network.look, size = "1", round(checkpoint.preprocess.size * cheapest_scale(network, checkpoint))
+            else:
+                size = checkpoint.preprocess.size
+        return cls(checkpoint, look, parameter_count(network), mac_count(network, size))
 
     @property
     def name(self) -> str:
@@ -53,6 +62,25 @@ class Entry:
     @property
     def size(self) -> int:
         return self.checkpoint.preprocess.size
+
+
+def looks_of(config: ModelConfig) -> tuple[Look, ...]:
+    """The ways to look through a network that differ."""
+    return ("all", "1", "auto") if len(config.scales) > 1 else ("all",)
+
+
+def looking(network: Network, look: Look) -> Network:
+    """The network, set to look this way; "auto" ends after the first view."""
+    network.look = look
+    if isinstance(network, MultiScaleResNet):
+        network.sure = -1.0
+    return network
+
+
+def cheapest_scale(network: Network, checkpoint: Checkpoint) -> float:
+    """The smallest scale of the set whose view is looked at."""
+    assert isinstance(network, MultiScaleResNet)
+    return min(checkpoint.config.scales[view] for view in network.views_at(checkpoint.preprocess.size))
 
 
 def plain_config(config: ModelConfig) -> ModelConfig | None:
@@ -80,7 +108,8 @@ class EagerContender:
     @classmethod
     def ready(cls, entry: Entry, batch: int, machine: Machine, *, trains: bool) -> EagerContender:
         preprocess = entry.checkpoint.preprocess
-        network = entry.checkpoint.network().to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = looking(entry.checkpoint.network(), entry.look)
+        network = network.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         pictures = torch.from_numpy(random_pictures(batch, entry.size))
         x = preprocess.normalise(pictures.to(machine.device).permute(0, 3, 1, 2))
         return cls(

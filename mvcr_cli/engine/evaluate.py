@@ -64,6 +64,7 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
     samples, missing, problems = evaluation_set(config, weights, checkpoint)
     device = pick_device(config.device)
     network = checkpoint.network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.look = config.views
     cache = PixelCache(0)
     batches = evaluation_batches(samples, checkpoint.preprocess, config.batch, default_workers(config.workers), cache)
     kept, probabilities = infer(

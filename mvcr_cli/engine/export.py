@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,8 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
     if not target.parent.is_dir():
         raise CannotCreate(f"there is no folder {display_name(target.parent)}", "make it, or choose another --out")
     checkpoint = Checkpoint.load(weights)
+    if config.views == "1":
+        checkpoint = first_view(checkpoint)
     raw, runner = _FORMATS[config.format](checkpoint)
     pictures = list(track(_pictures(folder, checkpoint, config.images), total=None, label="checking"))
     agreement, difference = compare(checkpoint, runner, pictures)
@@ -103,6 +106,17 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
         )
     write_whole(target, raw)
     return report
+
+
+def first_view(checkpoint: Checkpoint) -> Checkpoint:
+    """The view at scale 1 alone, as a network of one view: a plain ResNet's cost, and a plain ResNet's names."""
+    config = replace(checkpoint.config, scales=(1.0,), taught=None, surest=False)
+    tensors = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if ".scales." not in name and not name.startswith("fusion.")
+    }
+    return replace(checkpoint, config=config, tensors=tensors)
 
 
 def compare(checkpoint: Checkpoint, runner: Runner, pictures: Sequence[Image.Image]) -> tuple[float, float]:

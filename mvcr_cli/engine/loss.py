@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,6 +46,11 @@ def cross_entropy(logits: Tensor, target: Tensor, row_weights: Tensor | None) ->
     """Mean cross-entropy against distributions, in float32. Shape: (N, K), (N, K) -> ()."""
     losses = -(target * logits.float().log_softmax(-1)).sum(-1)  # N
     return losses.mean() if row_weights is None else (losses * row_weights).mean()
+
+
+def unsure_loss(logits: Tensor) -> Tensor:
+    """Divergence of the verdicts from "I cannot tell", KL(uniform || p), in float32. Shape: (N, K) -> ()."""
+    return -logits.float().log_softmax(-1).mean() - math.log(logits.shape[-1])
 
 
 def class_weights(counts: list[int], balance: str, limit: float = 5.0) -> Tensor | None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mvcr_cli import weights
 from mvcr_cli.checkpoint import Checkpoint, load_bare
-from mvcr_cli.config import Device, PredictConfig
+from mvcr_cli.config import PredictConfig
 from mvcr_cli.data.folder import iter_images
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.loader import ordered
@@ -34,7 +34,7 @@ from mvcr_cli.engine import (
     silent,
 )
 from mvcr_cli.engine.evaluate import probabilities_of
-from mvcr_cli.errors import BadImage, InputMissing, Unavailable
+from mvcr_cli.errors import BadImage, ConfigMismatch, InputMissing, Unavailable
 from mvcr_cli.models import build, config_for, load_trunk
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import Label, Prediction, Problem
@@ -149,12 +149,13 @@ def _judge(group: list[Ready], predictor: Predictor, topk: int) -> Iterator[Pred
 class TorchPredictor:
     """A checkpoint's network in PyTorch."""
 
-    def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: PredictConfig) -> None:
         self.classes = checkpoint.classes
         self.size = checkpoint.preprocess.size
         self._preprocess = checkpoint.preprocess
-        self._device = pick_device(device)
+        self._device = pick_device(config.device)
         self._network = checkpoint.network().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network.look = config.views
 
     def read(self, image: Image.Image) -> NDArray[np.generic]:
         return self._preprocess.tensor(image).numpy()
@@ -170,15 +171,20 @@ def open_predictor(config: PredictConfig, say: Say) -> Predictor:
     Raises: InputMissing with the commands that help.
     """
     if config.run is None and not any(RUNS.glob("*/summary.json")):
-        return TorchPredictor(_imagenet(config, say), config.device)
+        return TorchPredictor(_imagenet(config, say), config)
     path = find_run(config.run)
     if config.run is None:
         say(f"run: {display_name(run_directory(path) or path)}")
     if path.suffix in EXPORT_SUFFIXES:
         from mvcr_cli.engine.onnx_predictor import OnnxPredictor
 
+        if config.views != "all":
+            raise ConfigMismatch(
+                f"{display_name(path)} looks through all its views: they are part of an exported file",
+                "leave --views out, or name the run",
+            )
         return OnnxPredictor(path)
-    return TorchPredictor(Checkpoint.load(path), config.device)
+    return TorchPredictor(Checkpoint.load(path), config)
 
 
 def _imagenet(config: PredictConfig, say: Say) -> Checkpoint:

@@ -13,14 +13,25 @@ def lr_factor(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * through))
 
 
-def size_at(progress: float, size: int, progressive: bool) -> int:
+def training_side(size: int, crop: float) -> int:
+    """Side in pixels of the last training pictures, so that objects have the size that they have in evaluation.
+
+    A random crop that keeps an area share between `crop` and 1 enlarges what it shows by `1 / sqrt(share)`; evaluation
+    shows the whole picture at `size`. Training on smaller pictures takes the enlargement back, and is cheaper.
+
+    Sources: Touvron et al. 2019 (arXiv 1906.06423), who enlarge the test pictures instead.
+    """
+    return min(size, 8 * math.floor(size * math.sqrt((1 + crop) / 2) / 8 + 0.5))
+
+
+def size_at(progress: float, size: int) -> int:
     """Side in pixels of the training pictures: half size for the first half, then growing to full size at 0.8.
 
     Sources: progressive resizing of FFCV's `train_imagenet.py` and Composer; convolutions cost the square of the side,
     so half of the run costs a quarter, and small pictures act as a regulariser while the network is young.
     """
     floor = max(32, size // 2)
-    if not progressive or size <= floor or progress >= 0.8:
+    if size <= floor or progress >= 0.8:
         return size
     if progress < 0.5:
         return _multiple(floor, size)

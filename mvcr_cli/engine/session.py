@@ -13,15 +13,16 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from mvcr_cli.config import TrainConfig
-from mvcr_cli.data.augment import mix
+from mvcr_cli.data.augment import foreign_view, mix
 from mvcr_cli.data.loader import Batch, stable_seed
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import autocast
-from mvcr_cli.engine.loss import multi_scale_loss, soft_targets
+from mvcr_cli.engine.loss import multi_scale_loss, soft_targets, unsure_loss
 from mvcr_cli.engine.optim import WeightAverage, laid_out_like, load_optimiser_state, optimiser_state, set_lr
 from mvcr_cli.engine.schedule import lr_factor
 from mvcr_cli.errors import DataError
 from mvcr_cli.models import Network
+from mvcr_cli.models.mvcr import MultiScaleResNet, frozen_norms
 from mvcr_cli.paths import display_name
 
 NONFINITE_CHECK_EVERY = 50  # on accelerators, where looking at the loss waits for the device
@@ -56,6 +57,8 @@ class Session:
         with autocast(self.device, self.dtype):
             fused, views = self.network.forward_views(x)
             loss = multi_scale_loss(fused, views, target, self.weights, config.distill)
+            if config.unsure:
+                loss = loss + config.unsure * self._foreign_loss(x, step)
         if self.device.type == "cpu" or step % NONFINITE_CHECK_EVERY == 0:
             self._check(loss, batch, step, progress)
         set_lr(self.optimiser, config.lr * lr_factor(progress, config.warmup))
@@ -63,6 +66,17 @@ class Session:
         if (step + 1) % config.accumulate == 0:
             self._move(step, batch.images.shape[1])
         return loss.detach()
+
+    def _foreign_loss(self, x: Tensor, step: int) -> Tensor:
+        """Half of the batch at a foreign scale, where the network is to say that it cannot tell.
+
+        The batch norms stand still meanwhile: in use, such a view is normalised by the statistics of the taught scales.
+        """
+        network = self.network
+        assert isinstance(network, MultiScaleResNet)
+        view = foreign_view(x[: max(1, len(x) // 2)], random.Random(stable_seed(self.config.seed, step, "foreign")))
+        with frozen_norms(network):
+            return unsure_loss(network.view_logits(view, network.taught[0]))
 
     def _move(self, step: int, side: int) -> None:
         self.scaler.unscale_(self.optimiser)

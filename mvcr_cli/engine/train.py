@@ -38,7 +38,7 @@ from mvcr_cli.engine.clock import Clock
 from mvcr_cli.engine.evaluate import infer, summarise
 from mvcr_cli.engine.prepare import Prepared, announce, prepare
 from mvcr_cli.engine.rundir import RunDirectory
-from mvcr_cli.engine.schedule import lr_factor, size_at
+from mvcr_cli.engine.schedule import lr_factor, size_at, training_side
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import starting_weights
 from mvcr_cli.errors import CannotCreate, DataError
@@ -182,7 +182,6 @@ class Trainer:
     def _steps(self) -> Iterator[Step]:
         """What every step reads, from the current one on; sizes follow the schedule."""
         assert self.config.batch is not None
-        assert self.config.imgsz is not None
         samples, order, of_epoch = self.prepared.train, [], -1
         last = self.clock.total_steps
         for step in itertools.count(self.step) if last is None else range(self.step, last):
@@ -190,8 +189,15 @@ class Trainer:
             if epoch != of_epoch:
                 order, of_epoch = epoch_order(len(samples), self.config.seed, epoch), epoch
             chosen = order[position * self.config.batch : (position + 1) * self.config.batch]
-            size = size_at(self.clock.progress(step), self.config.imgsz, self.config.progressive)
-            yield Step(epoch, size, tuple(samples[index] for index in chosen))
+            yield Step(epoch, self._size(step), tuple(samples[index] for index in chosen))
+
+    def _size(self, step: int) -> int:
+        """Side in pixels of the pictures of a step."""
+        imgsz = self.config.imgsz
+        assert imgsz is not None
+        if not self.config.progressive:
+            return imgsz
+        return size_at(self.clock.progress(step), training_side(imgsz, self.config.augment.crop))
 
     def _reader(self) -> TrainingReader:
         config = self.config
@@ -248,12 +254,11 @@ class Trainer:
     def _epoch_report(self, epoch: int, found: EvalReport, size: int | None, speed: float) -> EpochReport:
         progress = min(1.0, self.clock.progress(self.step))
         assert self.config.lr is not None
-        assert self.config.imgsz is not None
         return EpochReport(
             epoch=epoch,
             epochs=self.config.epochs if self.config.seconds is None else self._planned_epochs(progress),
             step=self.step,
-            size_px=size or size_at(self.clock.progress(self.step - 1), self.config.imgsz, self.config.progressive),
+            size_px=size or self._size(self.step - 1),
             lr=self.config.lr * lr_factor(progress, self.config.warmup),
             train_loss=float(torch.cat([loss.reshape(-1) for loss in self.losses]).mean()) if self.losses else 0.0,
             val_loss=found.loss,
@@ -261,6 +266,7 @@ class Trainer:
             best_accuracy=self.best,
             images_per_second=speed,
             seconds=self.clock.elapsed(),
+            cpu_seconds=time.process_time(),
             left_seconds=self.clock.left(self.step),
         )
 

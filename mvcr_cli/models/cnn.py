@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mvcr_cli.config import ModelConfig
+from mvcr_cli.config import Look, ModelConfig
 from mvcr_cli.models.scale_set import resize_matrix
 
 GRID = 4
@@ -21,6 +21,7 @@ class SmallCNN(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.look: Look = "all"  # it has one view, whichever way it is looked through
         stages: list[nn.Module] = []
         channels = 3
         for width in (32, 64, 128):

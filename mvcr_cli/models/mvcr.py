@@ -3,19 +3,27 @@
     x_v = view v of the picture (scale set)             z_v = fc(pool(trunk_v(x_v))) + heads
     z   = z_1 + beta (sum_v w_v z_v - z_1)              w from each view's own confidence (`ConfidenceFusion`)
 
-The convolutions are shared by all views, the batch norms are private to each. With the scale set (1,) the network is a
-plain ResNet, which is how the baseline `resnet*` is made: the same code, the same names, one view.
+The convolutions are shared by all views, the batch norms are private to each scale that is taught; a scale that is only
+looked through borrows those of the nearest. With the scale set (1,) the network is a plain ResNet, which is how the
+baseline `resnet*` is made: the same code, the same names, one view.
+
+The same weights can be looked through in three ways (`Look`): "1" is the view at scale 1 alone, at exactly a plain
+ResNet's cost; "all" fuses every view; "auto" begins with the cheapest view and goes on only while no view is sure.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
-from mvcr_cli.config import ModelConfig
+from mvcr_cli.config import Look, ModelConfig
 from mvcr_cli.models.resnet import BasicBlock, Bottleneck, ResNetTrunk
 from mvcr_cli.models.scale_aware import AveragePool, GeM, ScaleBatchNorm2d
-from mvcr_cli.models.scale_set import ConfidenceFusion, make_view
+from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, sureness
 
 SMALLEST_VIEW = 48  # pixels; below, the last stage of an "imagenet" stem is a single cell
 
@@ -32,30 +40,61 @@ class MultiScaleResNet(ResNetTrunk):
     def __init__(self, config: ModelConfig, *, exact: bool = False) -> None:
         block = Bottleneck if config.block == "bottleneck" else BasicBlock
         blur = (0.0 if exact else 1.0) if config.blur else None
-        super().__init__(block, config.depths, config.width, config.stem, len(config.scales), blur)
+        self.taught = taught_views(config)
+        super().__init__(block, config.depths, config.width, config.stem, len(self.taught), blur)
         self.config = config
+        self.norm_of = [_nearest(scale, [config.scales[view] for view in self.taught]) for scale in config.scales]
         self.pool = GeM(1.0 if exact else 3.0) if config.gem else AveragePool()
         self.drop = nn.Dropout(config.drop)
         self.fc = nn.Linear(self.channels[3], config.classes)
         self.head3 = nn.Linear(self.channels[1], config.classes, bias=False) if config.heads else None
         self.head4 = nn.Linear(self.channels[2], config.classes, bias=False) if config.heads else None
-        self.fusion = ConfidenceFusion(0.0 if exact else 1.0) if len(config.scales) > 1 else None
+        many = len(config.scales) > 1
+        self.fusion = ConfidenceFusion(0.0 if exact else 1.0, surest=config.surest) if many else None
+        self.look: Look = "all"
+        self.sure = config.sure
         self._initialise(exact)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fused logits. Shape: (N, 3, H, W), normalised -> (N, K)."""
+        if self.look == "auto" and not self.training:
+            return self.forward_until_sure(x)[0]
         return self.forward_views(x)[0]
 
     def forward_views(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Fused logits and the logits of every view, the one at scale 1 first.
+        """Fused logits and the logits of every view, the one at scale 1 first; in training, of the views that are taught.
 
         Views that are too small for the stem to see anything are left out, which matters while training pictures grow.
 
         Shape: (N, 3, H, W) -> (N, K), at most S times (N, K).
         """
         seen = self.views_at(min(x.shape[-2:]))
+        if self.training:
+            seen = [view for view in seen if view in self.taught]
+        elif self.look == "1":
+            seen = seen[:1]
         logits = [self.view_logits(make_view(x, self.config.scales[view]), view) for view in seen]
         return (logits[0] if self.fusion is None or len(logits) == 1 else self.fusion(logits)), logits
+
+    def forward_until_sure(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The verdict of the surest view, cheapest views first, no more of them once one is sure enough.
+
+        Returns: logits, and the pixels looked at as a multiple of those of the picture. Shapes: (N, K), (N,).
+        """
+        count, open_ = x.shape[0], torch.arange(x.shape[0], device=x.device)
+        best = x.new_full((count,), -math.inf)
+        logits, cost = x.new_zeros(count, self.config.classes), x.new_zeros(count)
+        for view in sorted(self.views_at(min(x.shape[-2:])), key=lambda view: self.config.scales[view]):
+            scale = self.config.scales[view]
+            verdict = self.view_logits(make_view(x[open_], scale), view).to(logits.dtype)
+            cost[open_] += scale * scale
+            certain = sureness(verdict)
+            surer = certain > best[open_]
+            best[open_[surer]], logits[open_[surer]] = certain[surer], verdict[surer]
+            open_ = open_[best[open_] < self.sure]
+            if not len(open_):
+                break
+        return logits, cost
 
     def views_at(self, side: int) -> list[int]:
         """The views of a `side`-pixel picture that are looked at; the one at scale 1 comes first."""
@@ -64,24 +103,24 @@ class MultiScaleResNet(ResNetTrunk):
 
     @torch.no_grad()
     def inherit_norms(self, side: int) -> None:
-        """Give the views that are left out at this size the batch norm of the view at scale 1.
+        """Give the taught views that are left out at this size the batch norm of the view at scale 1.
 
         So a view that joins when the pictures have grown starts from what was learned, and an evaluation before that
         does not listen to a view that never learned.
         """
         seen = self.views_at(side)
-        left_out = [view for view in range(len(self.config.scales)) if view not in seen]
+        left_out = [self.norm_of[view] for view in self.taught if view not in seen]
         if not left_out:
             return
         norms = scale_norms(self)
-        for view in left_out:
-            mine = [tensor for norm in norms for tensor in _norm_tensors(norm.of(view))]
-            base = [tensor for norm in norms for tensor in _norm_tensors(norm.of(seen[0]))]
+        for number in left_out:
+            mine = [tensor for norm in norms for tensor in _norm_tensors(norm.of(number))]
+            base = [tensor for norm in norms for tensor in _norm_tensors(norm.of(self.norm_of[seen[0]]))]
             torch._foreach_copy_(mine, base)
 
     def view_logits(self, x: Tensor, view: int) -> Tensor:
         """Logits of one view, already at its own size. Shape: (N, 3, h, w) -> (N, K)."""
-        c3, c4, c5 = self.features(x, view)
+        c3, c4, c5 = self.features(x, self.norm_of[view])
         z: Tensor = self.fc(self.drop(self.pool(c5)))
         if self.head3 is not None and self.head4 is not None:
             z = z + self.head3(c3.mean((2, 3))) + self.head4(c4.mean((2, 3)))
@@ -106,6 +145,17 @@ def is_useful(side: int, scale: float, stem: str) -> bool:
     return scale >= 1 or side * scale >= (SMALLEST_VIEW / 2 if stem == "small" else SMALLEST_VIEW)
 
 
+def taught_views(config: ModelConfig) -> list[int]:
+    """Positions in the scale set of the views that are taught, in the order of their batch norms: scale 1 first."""
+    taught = config.scales if config.taught is None else config.taught
+    return sorted((config.scales.index(scale) for scale in taught), key=lambda view: config.scales[view] != 1)
+
+
+def _nearest(scale: float, taught: list[float]) -> int:
+    """Position of the taught scale nearest in octaves."""
+    return min(range(len(taught)), key=lambda number: abs(math.log2(scale / taught[number])))
+
+
 def _norm_tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
     """Affine terms and running statistics of one private set."""
     return [tensor for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if tensor is not None]
@@ -113,3 +163,16 @@ def _norm_tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
 
 def scale_norms(network: nn.Module) -> list[ScaleBatchNorm2d]:
     return [module for module in network.modules() if isinstance(module, ScaleBatchNorm2d)]
+
+
+@contextmanager
+def frozen_norms(network: nn.Module) -> Iterator[None]:
+    """Batch norms use their running statistics and do not change them."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True

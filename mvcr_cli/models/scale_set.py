@@ -54,11 +54,17 @@ def make_view(x: Tensor, scale: float) -> Tensor:
     return down @ x @ across.T
 
 
+def sureness(logits: Tensor) -> Tensor:
+    """How sure a verdict is: 1 minus its normalised entropy, from 0 (uniform) to 1 (certain). Shape: (..., K) -> (...)."""
+    log_p = logits.float().log_softmax(-1)
+    return 1 + (log_p.exp() * log_p).sum(-1) / math.log(max(2, logits.shape[-1]))
+
+
 class ConfidenceFusion(nn.Module):
     """Views vote with how sure they are: a view at a scale that it cannot judge is ignored, not averaged in.
 
-        c_v = sum_k p_vk log p_vk / log K          (negative normalised entropy, -1 unsure .. 0 sure)
-        w   = softmax_v(tau c_v)
+        c_v = sureness(z_v)
+        w   = softmax_v(tau c_v), or, with `surest`, 1 for the surest view and 0 for the others
         z   = z_1 + beta (sum_v w_v z_v - z_1)
 
     beta = 0 is the first view alone, which is exactly the plain network; tau is learned, in logarithm.
@@ -66,15 +72,19 @@ class ConfidenceFusion(nn.Module):
     Shape: S tensors (N, K) -> (N, K).
     """
 
-    def __init__(self, beta: float, tau: float = 8.0) -> None:
+    def __init__(self, beta: float, tau: float = 8.0, *, surest: bool = False) -> None:
         super().__init__()
+        self.surest = surest
         self.beta = nn.Parameter(torch.tensor(float(beta)))
         self.log_tau = nn.Parameter(torch.tensor(math.log(tau)))
 
     def forward(self, logits: list[Tensor]) -> Tensor:
         stacked = torch.stack([view.float() for view in logits])  # S x N x K
-        log_p = stacked.detach().log_softmax(-1)
-        sureness = (log_p.exp() * log_p).sum(-1) / math.log(max(2, stacked.shape[-1]))  # S x N
-        weights = (self.log_tau.exp() * sureness).softmax(0)
+        certain = sureness(stacked.detach())  # S x N
+        if self.surest:
+            order = torch.arange(len(logits), device=stacked.device)
+            weights = (order[:, None] == certain.argmax(0)[None]).to(stacked.dtype)
+        else:
+            weights = (self.log_tau.exp() * certain).softmax(0)
         fused = (weights[..., None] * stacked).sum(0)  # N x K
         return stacked[0] + self.beta * (fused - stacked[0])
