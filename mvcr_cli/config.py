@@ -29,6 +29,8 @@ Stem = Literal["imagenet", "small"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MEBIBYTE = 1 << 20
+MOST_SHRUNK = 16  # least and largest factors of an accuracy curve over scale: 1/16 and 16
+LARGEST_CANVAS = 8192  # pixels a side
 
 
 PRESET_NAMES = (
@@ -70,25 +72,47 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_scales(text: str) -> tuple[float, ...]:
-    """`"1,1/2"` as `(1.0, 0.5)`, largest first; `"2..1/2"` as half octaves between, ends included."""
-    try:
-        ends = [float(Fraction(part.strip())) for part in text.split("..")] if ".." in text else []
-        scales = set(half_octaves(*ends)) if ends else {float(Fraction(part.strip())) for part in text.split(",")}
-    except (ValueError, ZeroDivisionError, TypeError):
-        raise UsageError(f"--scales {text!r} is no list of scales", "write for example --scales 1,1/2") from None
+    """The scale set of a network: `"1,1/2"` as `(1.0, 0.5)`, `"2..1/2"` as half octaves; largest first."""
+    scales = parse_factors(text)
     _check(1.0 in scales and all(1 / 16 <= scale <= 4 for scale in scales), "--scales", text,
            "a list with 1 in it, each between 1/16 and 4")  # fmt: skip
-    return tuple(sorted(scales, reverse=True))
+    return tuple(reversed(scales))
+
+
+def parse_factors(text: str) -> tuple[float, ...]:
+    """`"1/4..4"` in half octaves, or `"1/4,1,4"`, as factors of the size, smallest first."""
+    factors: set[float] = set()
+    for part in text.split(","):
+        ends = [_factor(end, text) for end in part.split("..")]
+        octaves = [math.log2(end) for end in ends]
+        if len(ends) == 1:
+            factors.add(ends[0])
+        elif len(ends) == 2 and all(octave.is_integer() for octave in octaves) and octaves[0] != octaves[1]:
+            factors |= set(half_octaves(*ends))
+        else:
+            raise UsageError(f"--scales {text!r}: {part.strip()!r} is no range of octaves",
+                             "a range goes from one power of two to another: --scales 1/4..4")  # fmt: skip
+    return tuple(sorted(factors))
 
 
 def half_octaves(first: float, last: float) -> tuple[float, ...]:
-    """Scales from one end to the other in steps of about half an octave; powers of 2 come out exact.
+    """Scales from one power of two to another in steps of half an octave, largest first."""
+    low, high = sorted(round(2 * math.log2(end)) for end in (first, last))
+    return tuple(2.0 ** (half / 2) for half in range(high, low - 1, -1))
 
-    Raises: ValueError when an end is not above 0.
-    """
-    low, high = sorted((2 * math.log2(first), 2 * math.log2(last)))
-    steps = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
-    return tuple(2.0 ** (step / 2) for step in reversed(steps))
+
+def _factor(part: str, text: str) -> float:
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)(?:/([0-9]{1,9}))?\s*", part)
+    value = float(match[1]) / float(match[2] or 1) if match and float(match[2] or 1) else 0.0
+    if not value:
+        raise UsageError(f"--scales {text!r} is no list of scales above 0", "write --scales 1/4..4 or 1/4,1/2,1,2,4")
+    return value
+
+
+def factor_text(factor: float) -> str:
+    """A factor of the size for people: 0.25 as 1/4, 2.828 as 2.83."""
+    share = Fraction(factor).limit_denominator(MOST_SHRUNK)
+    return str(share) if factor < 1 and float(share) == factor else f"{factor:.2f}".rstrip("0").rstrip(".")
 
 
 def parse_auto(option: str, text: str) -> int | None:
@@ -327,10 +351,17 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """`mvcr eval`. `data=None` is the run's own validation split."""
+    """`mvcr eval`. `data=None` is the run's own validation split.
+
+    Args:
+        scales: factors of the size at which the pictures are shown, increasing, for accuracy against object scale.
+        against: another run whose curve over scale is laid beside this one's.
+    """
 
     data: Path | None = None
     run: Path | None = None
+    scales: tuple[float, ...] | None = None
+    against: Path | None = None
     out: Path | None = None
     views: Look = "all"
     batch: int = 32
@@ -344,6 +375,13 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_batch(self.batch)
         check_workers(self.workers)
+        if self.scales is None:
+            if self.against is not None:
+                raise UsageError("--against compares accuracy over scale", "give the scales as well: --scales 1/4..4")
+            return
+        inside = all(1 / MOST_SHRUNK <= factor <= MOST_SHRUNK for factor in self.scales)
+        _check(inside and 1 in self.scales and len(self.scales) > 1, "--scales", map(factor_text, self.scales),
+               f"a range or list of two or more with 1 in it, each between 1/{MOST_SHRUNK} and {MOST_SHRUNK}")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,6 +134,53 @@ class ImageResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScalePoint:
+    """Accuracy with every picture shown at `factor` times its size, on a canvas of `canvas_px` a side."""
+
+    factor: float
+    canvas_px: int
+    accuracy: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleCurve:
+    """Accuracy of one run against object scale. `area` is the mean accuracy over log2 of the scale."""
+
+    run: str
+    size_px: int
+    points: tuple[ScalePoint, ...]
+    area: float
+    worst_factor: float
+    worst_accuracy: float
+    accuracy_at_1: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """The mean of n differences, one a picture, with its 95 % normal interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleCurveReport:
+    """Accuracy against object scale on one set of pictures; differences are this run's value less the other's."""
+
+    data: str
+    images: int
+    curve: ScaleCurve
+    against: ScaleCurve | None
+    area_difference: Difference | None
+    worst_difference: float | None
+    missing_classes: tuple[str, ...]
+    skipped: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
     """An exported file and the proof that it does what the run does."""
 
@@ -196,6 +243,7 @@ _NAMES = {
     TrainReport: "train",
     EvalReport: "eval",
     ImageResult: "image",
+    ScaleCurveReport: "scale_curve",
     ExportReport: "export",
     BenchmarkRow: "benchmark",
     LoaderReport: "loader",

@@ -38,6 +38,7 @@ from mvcr_cli.config import (
 )
 from mvcr_cli.records import (
     ClassReport,
+    Difference,
     EpochReport,
     EvalReport,
     ImageResult,
@@ -46,6 +47,9 @@ from mvcr_cli.records import (
     LoaderReport,
     Prediction,
     Problem,
+    ScaleCurve,
+    ScaleCurveReport,
+    ScalePoint,
     TrainReport,
 )
 
@@ -306,6 +310,76 @@ def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
     assert "true \\ predicted" in out
 
 
+def curve(run: str, shares: tuple[float, ...]) -> ScaleCurve:
+    points = tuple(
+        ScalePoint(factor=factor, canvas_px=64, accuracy=Interval(value=share, low=share / 2, high=1.0, n=10))
+        for factor, share in zip((0.5, 2**-0.5, 1.0), shares, strict=True)
+    )
+    return ScaleCurve(
+        run=run, size_px=64, points=points, area=0.5, worst_factor=0.5, worst_accuracy=shares[0],
+        accuracy_at_1=shares[2],
+    )  # fmt: skip
+
+
+def scale_report(run: str = "runs/a", against: str | None = "runs/b") -> ScaleCurveReport:
+    beside = None if against is None else curve(against, (0.1, 0.2, 0.9))
+    return ScaleCurveReport(
+        data="d", images=10, curve=curve(run, (0.4, 0.7, 0.8)), against=beside,
+        area_difference=None if against is None else Difference(value=0.25, low=0.125, high=0.375, n=10),
+        worst_difference=None if against is None else 0.3, missing_classes=(), skipped=1, seconds=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def curves(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> list[EvalConfig]:
+    """The configs that the engine was given."""
+    seen: list[EvalConfig] = []
+
+    def engine(config: EvalConfig, **_: Any) -> tuple[ScaleCurveReport, list[Problem]]:
+        seen.append(config)
+        against = None if config.against is None else str(config.against)
+        return scale_report(against=against), [Problem(path="bad.jpg", code="corrupt")]
+
+    fake("scale_curve", engine)
+    plot = ModuleType("scale_plot")
+    setattr(plot, "scale_png", lambda report: report.curve.run.encode())  # noqa: B010
+    monkeypatch.setitem(sys.modules, "mvcr_cli.report", ModuleType("report"))
+    monkeypatch.setitem(sys.modules, "mvcr_cli.report.scale_plot", plot)
+    return seen
+
+
+def test_eval_over_scales_writes_one_record_and_a_folder(run: Run, curves: list[EvalConfig], tmp_path: Path) -> None:
+    line = ("eval", "d", "--run", "a", "--scales", "1/2..1", "--against", "b", "--json", "--out", str(tmp_path / "o"))
+    code, out, err = run(*line)
+    assert code == 65  # a bad picture
+    assert "corrupt: 1 file: bad.jpg" in err
+    assert run(*line, "--keep-going")[0] == 0
+    found = json.loads(out)
+    assert (found["record"], found["images"], found["area_difference"]["low"]) == ("scale_curve", 10, 0.125)
+    assert [point["factor"] for point in found["curve"]["points"]] == [0.5, 2**-0.5, 1.0]
+    assert (found["curve"]["run"], found["against"]["run"], found["worst_difference"]) == ("runs/a", "b", 0.3)
+    assert sorted(os.listdir(tmp_path / "o")) == ["scales.json", "scales.png"]
+    assert json.loads((tmp_path / "o" / "scales.json").read_text()) == found
+    assert (tmp_path / "o" / "scales.png").read_bytes() == b"runs/a"
+    assert curves[0] == EvalConfig(
+        data=Path("d"), run=Path("a"), scales=(0.5, 2**-0.5, 1.0), against=Path("b"), out=tmp_path / "o"
+    )
+
+
+@pytest.mark.usefixtures("curves")
+def test_eval_over_scales_shows_area_worst_and_differences(run: Run) -> None:
+    _, out, _ = run("eval", "--scales", "1/2..1", "--against", "b")
+    assert "area 50.0 % (mean accuracy over log2 scale from 1/2 to 1)" in out
+    assert "worst 40.0 % at 1/2, 80.0 % at 1" in out
+    assert "difference: area +25.0 points (95 % interval +12.5 points to +37.5 points), worst +30.0 points" in out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert cells[1] == ["0.71", "70.0 %", "35.0 % to 100.0 %", "20.0 %", "10.0 % to 100.0 %", "+50.0 points"]
+    assert [row[0] for row in cells] == ["1/2", "0.71", "1"]
+    alone = run("eval", "--scales", "1/2..1")[1]
+    assert "difference" not in alone
+    assert "other run" not in alone
+
+
 def test_a_loader_report_is_shown(run: Run, fake: Fake) -> None:
     report = LoaderReport(
         images=5, decode_images_per_second=1.0, loader_images_per_second=2.0, train_images_per_second=3.0,
@@ -330,6 +404,7 @@ def test_hostile_names_reach_a_forced_terminal_as_text() -> None:
         console.print(tables.prediction_row(prediction(name, label=name)))
         console.print(tables.prediction_row(Problem(path=name, code="corrupt", detail=name)))
         console.print(tables.evaluation(evaluation((name, f"{name}2"))[0]))
+        console.print(tables.scale_curve(scale_report(name, f"{name}2")))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b" not in shown
     assert "\r" not in shown

@@ -19,7 +19,7 @@ from mvcr_cli.records import BenchmarkRow, ExportReport, Label, Prediction, Prob
 LONG = "x" * 5000
 ENGINES = (
     "mvcr_cli.engine",
-    *(f"mvcr_cli.engine.{name}" for name in ("train", "evaluate", "predict", "export", "benchmark")),
+    *(f"mvcr_cli.engine.{name}" for name in ("train", "evaluate", "scale_curve", "predict", "export", "benchmark")),
 )
 PREDICTION = Prediction(
     path="a.jpg", label="cat", probability=0.9, topk=(Label(label="cat", probability=0.9),), width=4, height=3
@@ -96,6 +96,20 @@ REFUSED = [
     "train d extra",
     "eval --batch 0",
     "eval --workers 999",
+    "eval --scales 0",
+    "eval --scales x..4",
+    "eval --scales 1/4..1/2",
+    "eval --scales 1",
+    "eval --scales 1/32..1",
+    "eval --scales 1,17",
+    "eval --scales 1,1/0",
+    "eval --scales 1/3..3",
+    "eval --scales 1/3..4",
+    "eval --scales 1..2..4",
+    "eval --scales 1,1e999",
+    "eval --scales 1,-2",
+    "eval --scales 1/2,1 --out x.csv",
+    "eval --against runs/b",
     "predict",
     "predict -rf",
     "predict a.jpg --topk 0",
@@ -117,6 +131,8 @@ EMPTY = [
     ("train", "d", "--val", ""),
     ("train", "d", "--weights", ""),
     ("eval", ""),
+    ("eval", "--scales", ""),
+    ("eval", "--scales", "1/2,1", "--against", ""),
     ("predict", ""),
     ("benchmark", ""),
 ]

@@ -10,9 +10,10 @@ import typer
 
 from mvcr_cli.cli import options as o
 from mvcr_cli.cli.output import is_bad
+from mvcr_cli.cli.scale_curve import show_scale_curve
 from mvcr_cli.cli.session import config_of, session_of
 from mvcr_cli.config import EvalConfig
-from mvcr_cli.errors import CannotCreate, ExitCode, NotPermitted
+from mvcr_cli.errors import CannotCreate, ExitCode, NotPermitted, UsageError
 from mvcr_cli.paths import csv_text, display_name, json_path, to_json, write_error, write_json, write_whole
 from mvcr_cli.records import EvalReport, ImageResult, Problem, record
 
@@ -23,6 +24,8 @@ def evaluate(
     ctx: typer.Context,
     data: o.EvalData = EvalConfig.data,
     run: o.Run = EvalConfig.run,
+    scales: o.EvalScales = EvalConfig.scales,
+    against: o.Against = EvalConfig.against,
     ignore_extra_classes: o.IgnoreExtraClasses = EvalConfig.ignore_extra_classes,
     follow_links: o.FollowLinks = EvalConfig.follow_links,
     views: o.Views = EvalConfig.views,
@@ -34,10 +37,18 @@ def evaluate(
     keep_going: o.KeepGoing = EvalConfig.keep_going,
     json: o.Json = False,
 ) -> None:
-    """Measure how far a run can be trusted."""
+    """Measure how far a run can be trusted; with --scales, how well it holds when objects change size."""
     config = config_of(EvalConfig, ctx)
+    if config.scales is not None and config.out is not None and _is_file(config.out):
+        raise UsageError(
+            f"--out {display_name(config.out)}: a curve over --scales has no predictions to list",
+            "name a folder, for scales.json and scales.png",
+        )
     if config.out is not None:
         check_out(config.out)
+    if config.scales is not None:
+        show_scale_curve(ctx, config, json)
+        return
     output = session_of(ctx).output
     from mvcr_cli.cli import tables
     from mvcr_cli.engine.evaluate import evaluate as run_evaluation

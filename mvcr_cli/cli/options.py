@@ -185,7 +185,18 @@ EvalData = Annotated[
 EvalOut = Annotated[
     Path | None,
     _file("--out", parser=partial(_path, "--out"), rich_help_panel="Output",
-          help="FILE.csv or FILE.jsonl with every prediction, or a folder for all results."),
+          help="FILE.csv or FILE.jsonl with every prediction, or a folder for all results and plots."),
+]  # fmt: skip
+EvalScales = Annotated[
+    Any,
+    typer.Option("--scales", parser=config.parse_factors, metavar="RANGE|LIST", show_default=False,
+                 help="Accuracy against object scale instead: pictures shown at these factors of their size, as"
+                      " 1/4..4 (in half octaves) or 1/2,1,2."),
+]  # fmt: skip
+Against = Annotated[
+    Path | None,
+    _file("--against", parser=partial(_path, "--against"), metavar="RUN",
+          help="Another run, whose curve over --scales is laid beside."),
 ]  # fmt: skip
 IgnoreExtraClasses = Annotated[
     bool, _flag("--ignore-extra-classes", help="Skip class folders that the run does not know.")

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mvcr_cli.config import factor_text
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import (
     BenchmarkRow,
@@ -19,6 +20,8 @@ from mvcr_cli.records import (
     LoaderReport,
     Prediction,
     Problem,
+    ScaleCurve,
+    ScaleCurveReport,
     TrainReport,
 )
 
@@ -158,6 +161,54 @@ def _confusion_table(report: EvalReport) -> Table:
             _name(label), *(Text(f"{count:,}", style=style) for count, style in zip(counts, styles, strict=True))
         )
     return table
+
+
+def scale_curve(report: ScaleCurveReport) -> RenderableType:
+    """Area and worst scale, then one row a scale; another run's columns and the differences beside it."""
+    own, other = report.curve, report.against
+    columns = ["accuracy", "95 % interval"] + ([] if other is None else ["other run", "95 % interval", "difference"])
+    table = _table("scale", *columns)
+    for index, point in enumerate(own.points):
+        cells = [percent(point.accuracy.value), _bounds(point.accuracy)]
+        if other is not None:
+            beside = other.points[index].accuracy
+            cells += [percent(beside.value), _bounds(beside), points(point.accuracy.value - beside.value)]
+        table.add_row(Text(factor_text(point.factor)), *map(Text, cells))
+    return Group(Text(_curve_headline(report)), table)
+
+
+def _curve_headline(report: ScaleCurveReport) -> str:
+    factors = [factor_text(point.factor) for point in report.curve.points]
+    skipped = f", {report.skipped:,} skipped" if report.skipped else ""
+    lines = [
+        f"{display_name(report.curve.run)} on {display_name(report.data)}: {report.images:,} pictures{skipped} at "
+        f"{len(factors)} scales, {duration(report.seconds)}",
+        f"area {percent(report.curve.area)} (mean accuracy over log2 scale from {factors[0]} to {factors[-1]})",
+        _extremes(report.curve),
+    ]
+    if report.against is not None and report.area_difference is not None and report.worst_difference is not None:
+        change = report.area_difference
+        lines += [
+            f"other run {display_name(report.against.run)}: area {percent(report.against.area)}, "
+            f"{_extremes(report.against)}",
+            f"difference: area {points(change.value)} (95 % interval {points(change.low)} to {points(change.high)}), "
+            f"worst {points(report.worst_difference)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _extremes(curve: ScaleCurve) -> str:
+    worst = f"worst {percent(curve.worst_accuracy)} at {factor_text(curve.worst_factor)}"
+    return f"{worst}, {percent(curve.accuracy_at_1)} at 1 ({curve.size_px} px)"
+
+
+def _bounds(share: Interval) -> str:
+    return f"{percent(share.low)} to {percent(share.high)}"
+
+
+def points(value: float) -> str:
+    """A difference of two shares: `+4.2 points`."""
+    return f"{100 * value:+.1f} points"
 
 
 def benchmark(rows: Sequence[BenchmarkRow]) -> Table:

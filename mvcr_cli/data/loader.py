@@ -29,6 +29,7 @@ from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.errors import BadImage
+from mvcr_cli.models.scale_set import view_side
 from mvcr_cli.records import Problem
 
 T = TypeVar("T")
@@ -182,16 +183,20 @@ def _collate(items: Sequence[Item | None]) -> Batch | None:
 
 
 def evaluation_batches(samples: Sequence[Sample], preprocess: Preprocess, batch: int, workers: int,
-                       cache: PixelCache) -> Iterator[tuple[list[Sample], Tensor]]:  # fmt: skip
+                       cache: PixelCache, factor: float = 1.0) -> Iterator[tuple[list[Sample], Tensor]]:  # fmt: skip
     """Preprocessed inputs in order, without the bad files, which the cache notes in its `problems`.
 
-    Yields: samples, (N, 3, size, size) float32.
+    Args:
+        factor: size at which the pictures are shown, see `Preprocess.tensor`.
+
+    Yields: samples, (N, 3, canvas, canvas) float32.
     """
+    side = view_side(preprocess.size, factor)
 
     def read(sample: Sample) -> Tensor | None:
         # Twice the size needed: a JPEG may be decoded reduced, and the resize that follows still filters.
-        image = cache.picture(sample, 2 * preprocess.size, shrink=False)
-        return None if image is None else preprocess.tensor(image)
+        image = cache.picture(sample, 2 * side, shrink=False)
+        return None if image is None else preprocess.tensor(image, factor)
 
     ready: list[tuple[Sample, Tensor]] = []
     for sample, x in ordered(read, samples, max(1, workers), 2 * batch):

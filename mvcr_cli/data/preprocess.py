@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvcr_cli.config import IMAGENET_MEAN, IMAGENET_STD, Fit, check_imgsz
-from mvcr_cli.models.scale_set import resize_matrix
+from mvcr_cli.models.scale_set import resize_matrix, view_side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +49,34 @@ class Preprocess:
         tuples: dict[str, Any] = {key: tuple(map(float, values[key])) for key in ("mean", "std") if key in values}
         return cls(**(values | tuples))
 
-    def fitted(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height in pixels of the picture inside the square."""
+    def fitted(self, width: int, height: int, factor: float = 1.0) -> tuple[int, int]:
+        """Width and height in pixels of the picture inside the square that `factor` asks for."""
+        side = view_side(self.size, factor)
         if self.fit == "stretch":
-            return self.size, self.size
+            return side, side
         longest = max(width, height)
-        return tuple(max(1, math.floor(side * self.size / longest + 0.5)) for side in (width, height))  # type: ignore[return-value]
+        return tuple(max(1, math.floor(edge * side / longest + 0.5)) for edge in (width, height))  # type: ignore[return-value]
 
-    def tensor(self, image: Image.Image) -> Tensor:
-        """The network's input for one upright picture, RGB or grey ("L"). Shape: (3, size, size), float32."""
+    def canvas(self, factor: float) -> int:
+        """Side in pixels of the network's input when the picture is shown at `factor` times its size."""
+        return max(self.size, view_side(self.size, factor))
+
+    def tensor(self, image: Image.Image, factor: float = 1.0) -> Tensor:
+        """The network's input for one upright picture, RGB or grey ("L"). Shape: (3, canvas, canvas), float32.
+
+        Args:
+            factor: above 1, the picture covers a square that is larger in this proportion; below 1, a smaller one in
+                the middle of zeros. Both are resized straight from the picture's own pixels, and nothing is cut off.
+        """
         array = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
         pixels = torch.from_numpy(array).permute(2, 0, 1)[None].float().contiguous()  # 1 x C x H x W
-        width, height = self.fitted(image.width, image.height)
+        width, height = self.fitted(image.width, image.height, factor)
+        canvas = self.canvas(factor)
         if (height, width) != pixels.shape[-2:]:
             pixels = _resize(pixels, height, width)
         x = self.normalise(pixels.expand(-1, 3, -1, -1))  # a grey picture is resized once, not three times
-        left, top = (self.size - width) // 2, (self.size - height) // 2
-        return F.pad(x, (left, self.size - width - left, top, self.size - height - top))[0]
+        left, top = (canvas - width) // 2, (canvas - height) // 2
+        return F.pad(x, (left, canvas - width - left, top, canvas - height - top))[0]
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels in 0..255 as float, zero mean, unit deviation. Shape: (N, 3, H, W) -> the same."""

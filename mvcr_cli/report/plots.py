@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import io
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from mvcr_cli.paths import display_name
+from mvcr_cli.report.lettering import drawable as _drawable
+from mvcr_cli.report.lettering import load_font as _font
 
 Counts = npt.NDArray[np.int64]
 Colour = tuple[int, int, int]
@@ -23,7 +22,6 @@ LABELLED = 60  # with more classes the rows are too thin for names
 DRAWN = 1200  # with more classes neighbours share a cell
 GRID_PX = 1040  # least side of the grid
 MARGIN = 56
-NAME_CHARS = 22
 
 
 def confusion_png(confusion: npt.ArrayLike, labels: Sequence[str]) -> bytes:
@@ -169,25 +167,3 @@ def _strip(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 def _stamp(page: Image.Image, mask: Image.Image, left: int, top: int, colour: Colour = INK) -> None:
     page.paste(colour, (left, top), mask)
-
-
-def _drawable(label: str, number: int) -> str:
-    """The label in glyphs that the built-in font has: accents go, and where letters are lost the number helps."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", display_name(label)) if not unicodedata.combining(c))
-    kept = "".join(char for char in plain if _has_glyph(char)).strip()
-    name = kept if kept and kept == plain.strip() else f"#{number} {kept}".strip()
-    return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS // 2]}…{name[-NAME_CHARS // 2 + 1 :]}"
-
-
-@functools.cache
-def _has_glyph(char: str) -> bool:
-    font = _font(20)
-    return char == " " or bytes(font.getmask(char)) != bytes(font.getmask("\U0010ffff"))
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("this build of Pillow has no FreeType")
-    return font
