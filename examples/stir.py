@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, default=60, help="of eval 1-3; eval 4 has three times the pictures and a third"
     )
-    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -137,7 +137,7 @@ def train(pictures: NDArray[np.uint8], how: Training, seed: int, number: int,
     labels = np.tile(np.arange(pictures.shape[1]), pictures.shape[0])
     config = TrainConfig(data=Path(), unsure=how.unsure, batch=BATCH, lr=3e-3, seed=seed,
                          augment=replace(STILL, resolution=how.resolution, zoom=how.zoom))  # fmt: skip
-    model = replace(config_for("mvcr10n", 36, scales=how.taught, stem="small"), width=options.width)
+    model = replace(config_for("mvcr10n", 36, scales=how.taught, stem="fine"), width=options.width)
     session = make_session(config, model)
     per_epoch = len(flat) // BATCH
     steps = (options.epochs // 3 if number == 4 else options.epochs) * per_epoch

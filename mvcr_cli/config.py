@@ -24,7 +24,7 @@ Fit = Literal["pad", "stretch"]
 PredictFormat = Literal["auto", "json", "jsonl", "csv", "table"]
 Look = Literal["1", "all", "auto"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Stem = Literal["imagenet", "small"]
+Stem = Literal["imagenet", "small", "fine"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -77,6 +77,11 @@ def parse_scales(text: str) -> tuple[float, ...]:
     _check(1.0 in scales and all(1 / 16 <= scale <= 4 for scale in scales), "--scales", text,
            "a list with 1 in it, each between 1/16 and 4")  # fmt: skip
     return tuple(reversed(scales))
+
+
+def parse_scale_set(text: str) -> tuple[float, ...] | None:
+    """As `parse_scales`, or None for "auto"."""
+    return None if text.strip() == "auto" else parse_scales(text)
 
 
 def parse_factors(text: str) -> tuple[float, ...]:
@@ -152,7 +157,8 @@ class ModelConfig:
         taught: the scales of the set whose views learn labels, with 1 among them; None is all of them.
         surest: the surest view decides alone; otherwise every view votes with how sure it is.
         sure: how sure a view must be for "auto" to stop looking, from 0 to 1 (certain).
-        stem: "imagenet" is 7x7 stride 2 with max-pool, "small" is 3x3 stride 2 alone, for small pictures.
+        stem: "imagenet" is 7x7 stride 2 with max-pool; "small" is 3x3 stride 2 alone, for small pictures; "fine" is 3x3
+            stride 1, for icons.
         blur: SoftBlur before every strided stage.
         gem: generalised-mean pooling; otherwise average pooling.
         heads: multi-level heads on stages 2 and 3.
@@ -269,7 +275,7 @@ class TrainConfig:
         batch: pictures a step; None is fitted.
         accumulate: steps whose gradients are summed before the optimiser steps.
         lr: peak learning rate; None depends on the weights and the batch size.
-        scales: the scale set; None is the preset's own.
+        scales: the scale set; None is fitted: the preset's own, and more where the pictures' sizes differ much.
         unsure: weight of the uniform target for views at foreign scales. Above 0, the view at scale 1 alone learns
             labels, the others are looked through, and the surest decides.
         progressive: start at half size and grow.

@@ -45,8 +45,16 @@ def rows() -> list[BenchmarkRow]:
 
 
 def test_every_model_size_and_batch_has_a_row_followed_by_its_twin(rows: list[BenchmarkRow]) -> None:
-    expected = [(name, size, batch) for size in (32, 48) for batch in (1, 2) for name in ("mvcr10n", "resnet10n")]
-    assert [(row.model, row.size_px, row.batch) for row in rows] == expected
+    kinds = [("mvcr10n", "all"), ("mvcr10n", "1"), ("mvcr10n", "auto"), ("resnet10n", "all")]
+    expected = [(*kind, size, batch) for size in (32, 48) for batch in (1, 2) for kind in kinds]
+    assert [(row.model, row.views, row.size_px, row.batch) for row in rows] == expected
+
+
+def test_looking_once_costs_what_a_plain_resnet_does_and_stopping_early_less(rows: list[BenchmarkRow]) -> None:
+    for every, once, auto, plain in zip(*(rows[kind::4] for kind in range(4)), strict=True):
+        assert plain.mac <= once.mac < 1.01 * plain.mac + 1e5  # blur and heads
+        assert 1.2 < every.mac / once.mac < 1.35
+        assert auto.mac < 0.3 * once.mac
 
 
 def test_only_a_model_with_a_twin_is_compared(rows: list[BenchmarkRow]) -> None:
@@ -108,8 +116,8 @@ def test_the_default_models_are_for_no_models_and_no_run() -> None:
 def test_small_pictures_are_timed_with_the_stem_that_training_gives_them() -> None:
     subject = Subject("mvcr10n", (80, 96), 3)
     assert [[entry.checkpoint.config.stem for entry in subject.entries(size)] for size in subject.sizes] == [
-        ["small"] * 2,
-        ["imagenet"] * 2,
+        ["small"] * 4,
+        ["imagenet"] * 4,
     ]
 
 
@@ -130,7 +138,11 @@ def test_onnxruntime_rows_stand_beside_the_eager_ones() -> None:
     pytest.importorskip("onnxruntime")
     measured = list(benchmark(replace(SMALL, batches=(2,), precision="bf16", onnx=True, train=False)))
     assert all(isinstance(row, BenchmarkRow) for row in measured)
-    found = [(row.model, row.backend, row.precision) for row in measured if isinstance(row, BenchmarkRow)]
+    found = [
+        (row.model, row.backend, row.precision)
+        for row in measured
+        if isinstance(row, BenchmarkRow) and row.views == "all"
+    ]
     assert found == [
         ("mvcr10n", "eager", "bf16"),
         ("resnet10n", "eager", "bf16"),
@@ -158,7 +170,7 @@ def test_the_announced_total_is_the_number_of_rows() -> None:
     measured = list(
         benchmark(replace(SMALL, models=("mvcr10n", "cnn"), batches=(1,), rounds=1, train=False), track=track)
     )
-    assert totals == [len(measured)] == [3]
+    assert totals == [len(measured)] == [5]
 
 
 def test_the_callers_threads_are_given_back() -> None:

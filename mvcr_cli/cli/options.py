@@ -118,8 +118,8 @@ ImgSize = Annotated[
 Fit = Annotated[config.Fit, _model("--fit", help="Keep the aspect and pad, or stretch to a square.")]
 Scales = Annotated[
     Any,
-    _model("--scales", parser=config.parse_scales, metavar="LIST", show_default="the model's own",
-           help="Scale set: sides of the views relative to --imgsz, such as 1,1/2."),
+    _model("--scales", parser=config.parse_scale_set, metavar="LIST|auto", show_default="auto",
+           help="Scale set: sides of the views relative to --imgsz, such as 1,1/2 or 2..1/2 (half octaves)."),
 ]  # fmt: skip
 
 Epochs = Annotated[int | None, _recipe_auto("--epochs", metavar="N", help="Passes over the training pictures.")]

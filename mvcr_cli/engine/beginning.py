@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mvcr_cli import __version__
-from mvcr_cli.config import ModelConfig, TrainConfig
+from mvcr_cli.config import ModelConfig, TrainConfig, factor_text
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import Say, available_cores, default_workers, pick_precision
 from mvcr_cli.engine.evaluate import split_record
@@ -76,7 +76,8 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
         _record(run, settings, prepared, start, session, precision)
     length = f"{settings.seconds:.0f} s" if settings.seconds else f"{settings.epochs} epochs"
     say(
-        f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, batch "
+        f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, "
+        f"views {', '.join(map(factor_text, model.scales))}, batch "
         f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
     )
     return session
@@ -113,7 +114,9 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     Raises: ConfigMismatch that names the first contradiction.
     """
     was = stored["train"]
-    fitted = {key: was.get(key) for key in ("model", "imgsz", "batch", "epochs", "lr") if getattr(config, key) is None}
+    open_ = ("model", "imgsz", "scales", "batch", "epochs", "lr")
+    fitted = {key: was.get(key) for key in open_ if getattr(config, key) is None}
+    fitted |= {"scales": tuple(fitted["scales"])} if fitted.get("scales") else {}
     config = replace(
         config, **fitted, workers=default_workers(config.workers), threads=config.threads or available_cores()
     )

@@ -88,7 +88,7 @@ class Subject:
         own = self.run or untrained(self.config(size), Preprocess(size=size))
         plain = plain_config(own.config)
         twin = [] if plain is None else [Entry.of(untrained(plain, own.preprocess))]
-        return [Entry.of(own, look) for look in looks_of(own.config)] + twin
+        return [Entry.of(own, look) for look in looks_of(own.config, size)] + twin
 
     def config(self, size: int) -> ModelConfig:
         return self.run.config if self.run else config_for(self.name, self.classes, stem=stem_for(size))
@@ -146,8 +146,9 @@ class Bench:
         rows = 0
         for subject in subjects:
             twins = 0 if plain_twin(subject.name) is None else 1
-            eager = len(looks_of(subject.config(subject.sizes[0]))) + twins
-            rows += len(subject.sizes) * (eager + (1 + twins if self.onnx else 0))
+            for size in subject.sizes:
+                eager = len(looks_of(subject.config(size), size)) + twins
+                rows += eager + (1 + twins if self.onnx else 0)
         return rows * len(self.batches)
 
     def rows(self, subjects: Sequence[Subject]) -> Iterator[BenchmarkRow]:

@@ -18,7 +18,7 @@ from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import autocast
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.session import Session
-from mvcr_cli.models import Network, build, mac_count, parameter_count, plain_twin
+from mvcr_cli.models import Network, build, mac_count, parameter_count, plain_twin, useful_scales
 from mvcr_cli.models.mvcr import MultiScaleResNet
 
 LEARNING_RATE = 1e-3
@@ -64,9 +64,9 @@ class Entry:
         return self.checkpoint.preprocess.size
 
 
-def looks_of(config: ModelConfig) -> tuple[Look, ...]:
-    """The ways to look through a network that differ."""
-    return ("all", "1", "auto") if len(config.scales) > 1 else ("all",)
+def looks_of(config: ModelConfig, size: int) -> tuple[Look, ...]:
+    """The ways to look through a network at `size` pixels that differ."""
+    return ("all", "1", "auto") if len(useful_scales(config.scales, size, config.stem)) > 1 else ("all",)
 
 
 def looking(network: Network, look: Look) -> Network:

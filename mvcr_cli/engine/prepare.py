@@ -27,11 +27,14 @@ from mvcr_cli.data.folder import (
 from mvcr_cli.data.images import read_size
 from mvcr_cli.engine import RUNS, Say, available_cores, default_workers
 from mvcr_cli.errors import BadImage, CannotCreate, DataError
+from mvcr_cli.models import config_for, useful_scales
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import Problem
 
 PROBED_PICTURES = 500
 SMALL_STEM_BELOW = 96
+FINE_STEM_BELOW = 48
+WIDE_SPREAD = 4.0  # of picture sizes: two octaves
 HARMLESS = frozenset({"hidden", "not_an_image", "duplicate_link", "imbalance"})  # findings that --strict lets pass
 BYTES_PER_PIXEL = 600  # activations and gradients of an 18-layer trunk in float32, per input pixel
 
@@ -42,6 +45,7 @@ class Prepared:
 
     Args:
         sides: median width and height in pixels of the probed training pictures.
+        spread: longer side of large pictures (95th percentile) over that of small ones (5th).
         findings: what a person should know about the data, as `{"code", "count", "detail"}`.
     """
 
@@ -50,6 +54,7 @@ class Prepared:
     val: tuple[Sample, ...]
     skipped: tuple[Problem, ...]
     sides: tuple[int, int]
+    spread: float
     findings: tuple[dict[str, Any], ...]
 
 
@@ -86,7 +91,8 @@ def prepare(config: TrainConfig) -> Prepared:
             f"--strict: {len(serious)} findings about the data, first: {serious[0]['detail']}",
             "see them all with --dry-run, or train without --strict",
         )
-    return Prepared(index.classes, train, val, skipped, _median_size(train), findings)
+    sides, spread = _sizes(train)
+    return Prepared(index.classes, train, val, skipped, sides, spread, findings)
 
 
 def _outside(run: Path, data: Path) -> None:
@@ -123,7 +129,8 @@ def _example(pairs: list[tuple[str, str]]) -> str:
     return f", for example {display_name(pairs[0][0])} = {display_name(pairs[0][1])}" if pairs else ""
 
 
-def _median_size(samples: tuple[Sample, ...]) -> tuple[int, int]:
+def _sizes(samples: tuple[Sample, ...]) -> tuple[tuple[int, int], float]:
+    """Median width and height in pixels, and the spread of the longer sides, of some of the pictures."""
     widths, heights = [], []
     for sample in samples[:: max(1, len(samples) // PROBED_PICTURES)]:
         try:
@@ -134,7 +141,9 @@ def _median_size(samples: tuple[Sample, ...]) -> tuple[int, int]:
         heights.append(height)
     if not widths:
         raise DataError("none of the training pictures can be read", "look at them with an image viewer")
-    return int(statistics.median(widths)), int(statistics.median(heights))
+    longer = sorted(map(max, widths, heights))
+    spread = longer[math.ceil(0.95 * len(longer)) - 1] / longer[math.floor(0.05 * len(longer))]
+    return (int(statistics.median(widths)), int(statistics.median(heights))), spread
 
 
 def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, pretrained: bool) -> TrainConfig:
@@ -148,6 +157,7 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
         config,
         model=model,
         imgsz=imgsz,
+        scales=config.scales or _fit_scales(model, prepared.spread, imgsz),
         batch=min(batch, count),
         epochs=epochs,
         lr=config.lr or (3e-4 if pretrained else 3e-3) * math.sqrt(min(batch, count) * config.accumulate / 64),
@@ -160,9 +170,21 @@ def default_model(config: TrainConfig, pretrained: bool) -> str:
     return config.model or ("mvcr18" if pretrained else "mvcr14n")
 
 
+def _fit_scales(model: str, spread: float, imgsz: int) -> tuple[float, ...]:
+    """The preset's own set, and a quarter view where the pictures' sizes run over two octaves or more.
+
+    Pictures of such different sizes show objects of different sizes once they are all brought to one. Views that are too
+    small to see anything are left out.
+    """
+    scales = config_for(model, 2).scales
+    if len(scales) > 1 and spread >= WIDE_SPREAD:
+        scales = (*scales, 0.25)
+    return useful_scales(scales, imgsz, stem_for(imgsz))
+
+
 def stem_for(imgsz: int) -> Stem:
-    """Small pictures keep their detail: below 96 px the stem strides once instead of twice."""
-    return "small" if imgsz < SMALL_STEM_BELOW else "imagenet"
+    """Small pictures keep their detail: below 96 px the stem strides once instead of twice, below 48 px not at all."""
+    return "fine" if imgsz < FINE_STEM_BELOW else "small" if imgsz < SMALL_STEM_BELOW else "imagenet"
 
 
 def _fit_imgsz(longest: int, device: torch.device, pretrained: bool) -> int:

@@ -106,6 +106,7 @@ class Trainer:
     def __post_init__(self) -> None:
         assert self.config.batch is not None
         self.cache = PixelCache(self.config.cache_mb)
+        self.side = self._largest_side()
         self.per_epoch = max(1, len(self.prepared.train) // self.config.batch)
         if self.config.epochs is not None and self.config.seconds is None:
             self.clock.total_steps = self.config.epochs * self.per_epoch
@@ -194,11 +195,16 @@ class Trainer:
 
     def _size(self, step: int) -> int:
         """Side in pixels of the pictures of a step."""
-        imgsz = self.config.imgsz
+        return size_at(self.clock.progress(step), self.side) if self.config.progressive else self.side
+
+    def _largest_side(self) -> int:
+        """Side in pixels of the last training pictures: what takes back the crops, but no taught view goes unseen."""
+        imgsz, network = self.config.imgsz, self.session.network
         assert imgsz is not None
-        if not self.config.progressive:
-            return imgsz
-        return size_at(self.clock.progress(step), training_side(imgsz, self.config.augment.crop))
+        side = training_side(imgsz, self.config.augment.crop) if self.config.progressive else imgsz
+        while side < imgsz and network.taught_at(side) != network.taught_at(imgsz):
+            side += 8
+        return min(side, imgsz)
 
     def _reader(self) -> TrainingReader:
         config = self.config

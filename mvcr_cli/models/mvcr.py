@@ -20,12 +20,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mvcr_cli.config import Look, ModelConfig
+from mvcr_cli.config import Look, ModelConfig, Stem
 from mvcr_cli.models.resnet import BasicBlock, Bottleneck, ResNetTrunk
 from mvcr_cli.models.scale_aware import AveragePool, GeM, ScaleBatchNorm2d
 from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, sureness
 
-SMALLEST_VIEW = 48  # pixels; below, the last stage of an "imagenet" stem is a single cell
+SMALLEST_VIEW = {"imagenet": 48, "small": 24, "fine": 12}  # pixels; below, the last stage is a single cell
 
 
 class MultiScaleResNet(ResNetTrunk):
@@ -68,10 +68,9 @@ class MultiScaleResNet(ResNetTrunk):
 
         Shape: (N, 3, H, W) -> (N, K), at most S times (N, K).
         """
-        seen = self.views_at(min(x.shape[-2:]))
-        if self.training:
-            seen = [view for view in seen if view in self.taught]
-        elif self.look == "1":
+        side = min(x.shape[-2:])
+        seen = self.taught_at(side) if self.training else self.views_at(side)
+        if self.look == "1" and not self.training:
             seen = seen[:1]
         logits = [self.view_logits(make_view(x, self.config.scales[view]), view) for view in seen]
         return (logits[0] if self.fusion is None or len(logits) == 1 else self.fusion(logits)), logits
@@ -100,6 +99,10 @@ class MultiScaleResNet(ResNetTrunk):
         """The views of a `side`-pixel picture that are looked at; the one at scale 1 comes first."""
         order = sorted(range(len(self.config.scales)), key=lambda view: self.config.scales[view] != 1)
         return [view for view in order if is_useful(side, self.config.scales[view], self.config.stem)]
+
+    def taught_at(self, side: int) -> list[int]:
+        """Those of `views_at` that learn labels."""
+        return [view for view in self.views_at(side) if view in self.taught]
 
     @torch.no_grad()
     def inherit_norms(self, side: int) -> None:
@@ -140,9 +143,9 @@ class MultiScaleResNet(ResNetTrunk):
                 nn.init.zeros_(head.weight)
 
 
-def is_useful(side: int, scale: float, stem: str) -> bool:
+def is_useful(side: int, scale: float, stem: Stem) -> bool:
     """Whether a view of a `side`-pixel picture is large enough to be looked at; the picture itself always is."""
-    return scale >= 1 or side * scale >= (SMALLEST_VIEW / 2 if stem == "small" else SMALLEST_VIEW)
+    return scale >= 1 or side * scale >= SMALLEST_VIEW[stem]
 
 
 def taught_views(config: ModelConfig) -> list[int]:

@@ -11,6 +11,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mvcr_cli.config import Stem
 from mvcr_cli.models.scale_aware import ScaleBatchNorm2d, SoftBlur
 
 
@@ -79,24 +80,28 @@ class Bottleneck(Block):
         return cast(Tensor, self.bn3(self.conv3(x), view))
 
 
+STEMS: dict[Stem, tuple[int, int]] = {"imagenet": (7, 2), "small": (3, 2), "fine": (3, 1)}  # kernel, stride
+
+
 class ResNetTrunk(nn.Module):
-    """Stem and four stages; `features` gives the maps of stages 2, 3 and 4 (strides 8, 16, 32; "small" stem: half).
+    """Stem and four stages; `features` gives the maps of stages 2, 3 and 4 (strides 8, 16, 32; "small" stem: half;
+    "fine" stem: a quarter).
 
     Args:
         depths: blocks a stage.
         width: channels of stage 1.
-        stem: "imagenet" (7x7 stride 2, max-pool) or "small" (3x3 stride 2).
+        stem: "imagenet" (7x7 stride 2, max-pool), "small" (3x3 stride 2) or "fine" (3x3 stride 1).
         views: S, the number of private batch-norm sets.
         blur: initial strength of SoftBlur, None for no blur.
     """
 
-    def __init__(self, block: type[Block], depths: tuple[int, ...], width: int, stem: str, views: int,
+    def __init__(self, block: type[Block], depths: tuple[int, ...], width: int, stem: Stem, views: int,
                  blur: float | None) -> None:  # fmt: skip
         super().__init__()
-        small = stem == "small"
-        self.conv1 = nn.Conv2d(3, width, 3 if small else 7, 2, 1 if small else 3, bias=False)
+        kernel, stride = STEMS[stem]
+        self.conv1 = nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = ScaleBatchNorm2d(width, views)
-        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         channels, self.channels = width, []
         for stage, depth in enumerate(depths):
             planes = width << stage
