@@ -16,7 +16,7 @@ from mvcr_cli.report.plots import GREY, INK, LINE, MARGIN, Colour
 
 WIDTH, HEIGHT = 1500, 1060  # pixels; sharp on dense screens
 LEFT, RIGHT, TOP, BOTTOM = MARGIN + 110, WIDTH - MARGIN - 24, MARGIN + 234, HEIGHT - MARGIN - 96
-SMOOTH = 3  # lines are drawn this much larger and shrunk
+SMOOTH = 2  # lines are drawn this much larger and shrunk
 RUN_CHARS = 44
 # Blue and orange stay apart for colour-blind eyes and in grey print; the other run is dashed as well.
 OWN, OTHER = (8, 81, 156), (217, 95, 14)
@@ -58,8 +58,10 @@ def scale_png(report: ScaleCurveReport) -> bytes:
     page = Image.new("RGB", (WIDTH, HEIGHT), "white")
     _frame(page, report, axes)
     curves = [(report.curve, OWN, False)] + ([] if report.against is None else [(report.against, OTHER, True)])
+    for curve, colour, _ in curves:
+        _band(page, curve, axes, colour)
     for curve, colour, dashed in reversed(curves):  # this run on top
-        _curve(page, curve, axes, colour, dashed)
+        _line(page, curve, axes, colour, dashed)
     for row, (curve, colour, dashed) in enumerate(curves):
         _legend(page, curve, MARGIN + 112 + 46 * row, colour, dashed)
     out = io.BytesIO()
@@ -96,31 +98,31 @@ def _ticks(curve: ScaleCurve) -> list[float]:
     return [2.0**octave for octave in range(first, last + 1)] if last - first >= 2 else factors
 
 
-def _curve(page: Image.Image, curve: ScaleCurve, axes: Axes, colour: Colour, dashed: bool) -> None:
-    """Interval, line and marks, smooth by shrinking."""
+def _band(page: Image.Image, curve: ScaleCurve, axes: Axes, colour: Colour) -> None:
     octaves = [math.log2(point.factor) for point in curve.points]
-    shares = [point.accuracy for point in curve.points]
-    upper = [axes.place(at, share.high) for at, share in zip(octaves, shares, strict=True)]
-    lower = [axes.place(at, share.low) for at, share in zip(octaves, shares, strict=True)]
-    middle = [axes.place(at, share.value) for at, share in zip(octaves, shares, strict=True)]
-    band = Image.new("L", (page.width * SMOOTH, page.height * SMOOTH))
-    ImageDraw.Draw(band).polygon(_larger(upper + lower[::-1]), fill=38)
-    page.paste(colour, mask=band.resize(page.size, Image.Resampling.BOX))
-    line = Image.new("L", band.size)
-    draw = ImageDraw.Draw(line)
-    for start, end in _dashes(middle) if dashed else list(pairwise(middle)):
+    upper = [axes.place(at, point.accuracy.high) for at, point in zip(octaves, curve.points, strict=True)]
+    lower = [axes.place(at, point.accuracy.low) for at, point in zip(octaves, curve.points, strict=True)]
+    mask = Image.new("L", page.size)
+    ImageDraw.Draw(mask).polygon(upper + lower[::-1], fill=38)
+    page.paste(colour, mask=mask)
+
+
+def _line(page: Image.Image, curve: ScaleCurve, axes: Axes, colour: Colour, dashed: bool) -> None:
+    points = [axes.place(math.log2(point.factor), point.accuracy.value) for point in curve.points]
+    _paste_smooth(page, colour, points, points, dashed)
+
+
+def _paste_smooth(page: Image.Image, colour: Colour, points: list[Point], marks: list[Point], dashed: bool) -> None:
+    """A line through the points and circles on the marks, drawn larger and shrunk."""
+    mask = Image.new("L", (page.width * SMOOTH, page.height * SMOOTH))
+    draw = ImageDraw.Draw(mask)
+    for start, end in _dashes(points) if dashed else list(pairwise(points)):
         draw.line(_larger([start, end]), 255, 5 * SMOOTH)
-    for x, y in middle:
-        _mark(draw, x * SMOOTH, y * SMOOTH, dashed)
-    page.paste(colour, mask=line.resize(page.size, Image.Resampling.BOX))
-
-
-def _mark(draw: ImageDraw.ImageDraw, x: float, y: float, hollow: bool) -> None:
-    radius = 9 * SMOOTH
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
-    if hollow:
-        radius = 5 * SMOOTH
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), 0)
+    for x, y in _larger(marks):
+        draw.circle((x, y), 9 * SMOOTH, 255)
+        if dashed:
+            draw.circle((x, y), 5 * SMOOTH, 0)
+    page.paste(colour, mask=mask.reduce(SMOOTH))
 
 
 def _larger(points: list[Point]) -> list[Point]:
@@ -146,17 +148,12 @@ def _dashes(points: list[Point], on: float = 20, off: float = 12) -> list[tuple[
 
 def _legend(page: Image.Image, curve: ScaleCurve, top: int, colour: Colour, dashed: bool) -> None:
     """A piece of the line, the run's name and its figures."""
-    sample = Image.new("L", (76 * SMOOTH, 24 * SMOOTH))
-    draw = ImageDraw.Draw(sample)
-    ends = [(0.0, 12.0), (76.0, 12.0)]
-    for start, end in _dashes(ends) if dashed else list(pairwise(ends)):
-        draw.line(_larger([start, end]), 255, 5 * SMOOTH)
-    _mark(draw, 38 * SMOOTH, 12 * SMOOTH, dashed)
-    page.paste(colour, (MARGIN, top), sample.resize((76, 24), Image.Resampling.BOX))
+    middle = top + 12.0
+    _paste_smooth(page, colour, [(MARGIN, middle), (MARGIN + 76, middle)], [(MARGIN + 38, middle)], dashed)
     text = (
         f"area {100 * curve.area:.1f} %   {100 * curve.accuracy_at_1:.1f} % at 1   "
         f"worst {100 * curve.worst_accuracy:.1f} % at {factor_text(curve.worst_factor)}"
     )
     words = ImageDraw.Draw(page)
-    words.text((MARGIN + 96, top + 12), drawable(curve.run, 0, RUN_CHARS), INK, load_font(28), anchor="lm")
-    words.text((RIGHT, top + 12), text, INK, load_font(28), anchor="rm")
+    words.text((MARGIN + 96, middle), drawable(curve.run, 0, RUN_CHARS), INK, load_font(28), anchor="lm")
+    words.text((RIGHT, middle), text, INK, load_font(28), anchor="rm")
