@@ -33,6 +33,15 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictSummary:
+    """The last record of `mvcr predict --json`: every input has been answered. Counts are of records."""
+
+    images: int
+    bad: int  # pictures that should have been classified, and could not be
+    passed_over: int  # files in folders that are no pictures, links, and so on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One file that was skipped, and why. Codes: see `BadImage`, and `link`, `duplicate`, `not_an_image`."""
 
@@ -186,6 +195,7 @@ class BenchmarkReport:
 
 _NAMES = {
     Prediction: "prediction",
+    PredictSummary: "summary",
     Problem: "error",
     EpochReport: "epoch",
     TrainReport: "train",

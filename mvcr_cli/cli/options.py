@@ -189,7 +189,9 @@ TopK = Annotated[int, typer.Option("--topk", metavar="K", help="Classes a pictur
 PredictFormat = Annotated[
     config.PredictFormat, _talk("--format", help="auto is a table on a terminal, else JSON lines.")
 ]
-JsonLines = Annotated[bool, _talk_flag("--json", help="The same as --format jsonl.")]
+JsonLines = Annotated[
+    bool, _talk_flag("--json", help="JSON lines with a summary at the end; the same as --format jsonl.")
+]
 
 # mvcr export
 ExportFormat = Annotated[config.ExportFormat, typer.Option("--format", help="What to write.")]

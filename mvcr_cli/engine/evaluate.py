@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig
-from mvcr_cli.data.folder import Sample, find_layout, relabel, scan
+from mvcr_cli.data.folder import Sample, find_evaluation, relabel, scan
 from mvcr_cli.data.loader import PixelCache, evaluation_batches
 from mvcr_cli.engine import (
     Say,
@@ -90,8 +90,7 @@ def evaluation_set(config: EvalConfig, weights: Path,
                    checkpoint: Checkpoint) -> tuple[tuple[Sample, ...], tuple[str, ...], list[Problem]]:  # fmt: skip
     """Samples with the checkpoint's labels, classes without pictures, and what was skipped."""
     if config.data is not None:
-        layout = find_layout(config.data)
-        index = scan(layout.test or layout.val or layout.train, follow_links=config.follow_links)
+        index = scan(find_evaluation(config.data), follow_links=config.follow_links)
         samples, missing = relabel(index, checkpoint.classes, ignore_extra=config.ignore_extra_classes)
         return samples, missing, [problem for problem in index.skipped if problem.code not in _HARMLESS]
     folder = run_directory(weights)
