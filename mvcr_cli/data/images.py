@@ -47,6 +47,7 @@ from PIL import (  # imported here so that Pillow never loads plugins later, fro
 )
 
 from mvcr_cli.data.quiet import mute_pillow, quiet_stderr
+from mvcr_cli.data.structure import check_structure
 from mvcr_cli.errors import BadImage, MvcrError, WorkerFailed
 from mvcr_cli.paths import display_name
 
@@ -208,8 +209,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
     with open_regular(path) as file:
         try:
             mute_pillow()
+            size = os.fstat(file.fileno()).st_size
+            check_structure(file, size)
             image = Image.open(file, formats=FORMATS)
-            _check_header(image, os.fstat(file.fileno()).st_size)
+            _check_header(image, size)
             yield image
         except MvcrError:
             raise
