@@ -28,6 +28,7 @@ Stem = Literal["imagenet", "small"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MEBIBYTE = 1 << 20
+READ_SECONDS = 120.0  # the longest that one picture may take to be read; more means that its disk is gone
 
 
 PRESET_NAMES = (

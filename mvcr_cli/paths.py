@@ -22,7 +22,10 @@ from mvcr_cli.errors import CannotCreate, MvcrError, NotPermitted, WriteFailed
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 # What `json.dumps` leaves raw, and a terminal obeys or hides, or `str.splitlines` takes for the end of a line: C1
 # controls, soft hyphen, zero widths, line separators, bidirectional marks, byte order mark, annotations, tags.
-_STEERING = "\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
+_STEERING = (
+    "\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
+)
 _STEERING_IN_JSON = re.compile(f"[{_STEERING}]")
 _STEERING_IN_CSV = re.compile(f"[\x00-\x1f{_STEERING}]")
 
