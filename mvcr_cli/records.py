@@ -51,6 +51,40 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PicturePair:
+    """Two pictures of a data set that should not both be where they are.
+
+    Codes: `leak`, the same picture in training and in validation; `conflict`, the same picture with two labels; `alike`
+    and `alike_conflict`, the same for pictures that differ in encoding, size or noise only.
+    """
+
+    path: str
+    other: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """The end of a dry run: what there is to train on, and what a person should know about it.
+
+    Args:
+        decoded: pictures that were decoded, the broken ones included.
+        compared: pictures among which copies were looked for.
+        findings: `{"code", "count", "detail"}` each.
+    """
+
+    data: str
+    classes: tuple[str, ...]
+    train_images: int
+    val_images: int
+    decoded: int
+    compared: int
+    broken: int
+    skipped: int
+    findings: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpochReport:
     """One validated epoch. Accuracies are fractions; `val_*` are of the averaged (EMA) weights."""
 
@@ -197,6 +231,8 @@ _NAMES = {
     Prediction: "prediction",
     PredictSummary: "summary",
     Problem: "error",
+    PicturePair: "pair",
+    CheckReport: "check",
     EpochReport: "epoch",
     TrainReport: "train",
     EvalReport: "eval",
@@ -211,8 +247,10 @@ def record(result: Any) -> dict[str, Any]:
     """The JSON record of a result; paths are valid Unicode, with `path_b64` where the name is not UTF-8."""
     values = asdict(result)
     head: dict[str, Any] = {"record": _NAMES[type(result)], "schema": SCHEMA}
-    if "path" in values:
-        head |= json_path(os.fspath(values.pop("path")))
+    for key in ("path", "other"):
+        if key in values:
+            shown = json_path(os.fspath(values.pop(key)))
+            head |= {name.replace("path", key): text for name, text in shown.items()}
     if isinstance(result, Problem):
         return head | {"error": {"code": result.code, "detail": result.detail}}
     return head | {key: _plain(value) for key, value in values.items()}

@@ -222,12 +222,10 @@ def leaks(a: Iterable[Sample], b: Iterable[Sample]) -> list[tuple[str, str]]:
     return [(first[sample.digest], sample.path) for sample in b if sample.digest in first]
 
 
-def conflicts(index: FolderIndex) -> list[tuple[str, str]]:
+def conflicts(samples: Iterable[Sample]) -> list[tuple[str, str]]:
     """Equal files under different labels: the path of the first, and of each that contradicts it."""
     first: dict[str, Sample] = {}
-    for sample in index.samples:
-        first.setdefault(sample.digest, sample)
-    pairs = [(first[sample.digest], sample) for sample in index.samples]
+    pairs = [(first.setdefault(sample.digest, sample), sample) for sample in samples]
     return [(one.path, other.path) for one, other in pairs if one.label != other.label]
 
 

@@ -37,21 +37,22 @@ from mvcr_cli.engine import (
 from mvcr_cli.engine.beginning import FREE_SETTINGS, begin, open_run, torch_settings_kept
 from mvcr_cli.engine.clock import Clock
 from mvcr_cli.engine.evaluate import infer, summarise
-from mvcr_cli.engine.prepare import Prepared, announce, prepare
+from mvcr_cli.engine.findings import record_findings
+from mvcr_cli.engine.prepare import Prepared, announce, check, prepare
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.schedule import lr_factor, size_at
 from mvcr_cli.engine.session import Session
 from mvcr_cli.errors import CannotCreate, CheckpointError, DataError
 from mvcr_cli.paths import display_name, json_path, write_json
-from mvcr_cli.records import SCHEMA, EpochReport, EvalReport, TrainReport, record
+from mvcr_cli.records import SCHEMA, CheckReport, EpochReport, EvalReport, PicturePair, Problem, TrainReport, record
 
 VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
 EVALUATION_BATCH = 64
 
 
 def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
-          stop: Stop = never) -> Iterator[EpochReport | TrainReport]:  # fmt: skip
-    """Train as the config says; the last item is the `TrainReport`.
+          stop: Stop = never) -> Iterator[EpochReport | TrainReport | CheckReport | Problem | PicturePair]:  # fmt: skip
+    """Train as the config says; the last item is the `TrainReport`. A dry run gives problems, pairs and a `CheckReport`.
 
     Args:
         track: progress over the steps.
@@ -62,9 +63,10 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
     """
     clock = Clock(None, config.seconds, config.started if config.started is not None else time.monotonic())
     device = pick_device(config.device)
-    prepared = prepare(config)
+    prepared = prepare(config, track)
     announce(prepared, say)
     if config.dry_run:
+        yield from check(config, prepared)
         return
     run, start = open_run(config, say)
     with torch_settings_kept(), run.locked():
@@ -78,6 +80,7 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
         trail = Trail(run.reading)
         announce_trail(trail, say)
         session = begin(config, prepared, run, start, device, say)
+        record_findings(run.path, (*prepared.skipped, *prepared.look.broken, *prepared.look.pairs))
         trainer = Trainer(session.config, prepared, run, session, clock, say, trail)
         trainer.restore()
         with trail.opened():
