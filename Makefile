@@ -1,5 +1,6 @@
 # make demo   the main job on real pictures: train, eval, predict, export, benchmark
 # make test   the tests
+# make trust  the long tests: hundreds of kills, tens of thousands of mutants; prints the figures of docs/trust.md
 # make lint   ruff, mypy, import-linter
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ DATA   ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/mvcr/datasets
 TIME   ?= 3m
 RUN    ?= runs/demo
 
-.PHONY: demo test lint install clean
+.PHONY: demo test trust lint install clean
 
 install: $(VENV)/installed
 test-install: $(VENV)/installed-dev
@@ -35,6 +36,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+trust: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

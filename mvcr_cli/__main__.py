@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import sys
 import time
@@ -16,6 +18,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and leave with its exit code."""
+    # Where a crash in native code happened. Not on descriptor 2 itself, which is silenced while some pictures are decoded.
+    with contextlib.suppress(OSError):
+        faulthandler.enable(os.dup(2))
     try:
         from mvcr_cli import cli
 

@@ -11,7 +11,7 @@ import json
 import stat
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import safetensors.torch
@@ -28,8 +28,16 @@ from mvcr_cli.paths import display_name, write_whole
 
 FORMAT_VERSION = 1
 MAX_HEADER = 100 << 20
+MAX_FILE = 4 << 30  # several times the state of the largest network
 _KEY = "mvcr"
 _NO_DIGEST = b"0" * 64
+# For files that may hold code. mvcr never opens them; whoever trusts one can convert it once, outside.
+_CONVERT = (
+    'if you trust it, convert it once: python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous()'
+    ".clone() for k, v in torch.load('IN.pt', weights_only=True).items()}, 'OUT.safetensors')\""
+)
+_PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
 _DIGEST_AT = slice(35, 99)  # in the file, behind the header's length and `{"__metadata__":{"sha256":"`
 
 
@@ -152,8 +160,11 @@ def _digest(head: bytes, rest: memoryview) -> bytes:
 def read_bytes(path: Path) -> bytes:
     """Raises: InputMissing, NotPermitted, or CheckpointError for pipes, devices and folders, which could block."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{display_name(path)} is not a file", "name the weights file in the folder")
+        if status.st_size > MAX_FILE:
+            raise CheckpointError(f"{display_name(path)} has {status.st_size:,} bytes; the limit is {MAX_FILE:,}")
         return path.read_bytes()
     except FileNotFoundError:
         raise InputMissing(f"there is no file {display_name(path)}", "list the runs with: ls runs") from None
@@ -167,10 +178,9 @@ def _read_header(raw: bytes, shown: str) -> dict[str, Any]:
     length = struct.unpack("<Q", raw[:8])[0] if len(raw) >= 8 else len(raw)
     if length > min(MAX_HEADER, len(raw) - 8):
         # Only now: the length of a good header may begin with the same two bytes.
-        if raw[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        if raw[:2] in _PICKLES or PurePath(shown).suffix.lower() in _PICKLE_SUFFIXES:
             raise CheckpointError(
-                f"{shown} is a pickle-based torch file, which can run code when it is opened",
-                "save the state dict with safetensors.torch.save_file and give that file",
+                f"{shown} is no safetensors file but a pickle, which can run code when it is opened", _CONVERT
             )
         raise CheckpointError(f"{shown} is no safetensors file, or it was cut short", "use another copy")
     header = _parse(raw[8 : 8 + length], shown)
@@ -238,8 +248,16 @@ def load_bare(path: Path) -> dict[str, Tensor]:
 
     Raises: CheckpointError, InputMissing.
     """
-    tensors, _ = unpack(read_bytes(path), path)
+    return load_named(path)[0]
+
+
+def load_named(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """As `load_bare`, and the class names in the order of the outputs; empty when the file has none."""
+    tensors, meta = unpack(read_bytes(path), path)
+    shown = display_name(path.name)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{display_name(path.name)}: {display_name(name)} holds numbers that are not finite")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+            raise CheckpointError(f"{shown}: {display_name(name)} holds numbers that are not finite")
+    names = meta.get("classes")
+    classes = check_classes(names, len(names), shown) if isinstance(names, list) else ()
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, classes

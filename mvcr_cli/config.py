@@ -31,6 +31,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MEBIBYTE = 1 << 20
 MOST_SHRUNK = 16  # least and largest factors of an accuracy curve over scale: 1/16 and 16
 LARGEST_CANVAS = 8192  # pixels a side
+READ_SECONDS = 120.0  # the longest that one picture may take to be read; more means that its disk is gone
 
 
 PRESET_NAMES = (

@@ -119,3 +119,17 @@ class NotPermitted(MvcrError):
 
 class ConfigMismatch(MvcrError):
     exit_code = ExitCode.CONFIG
+
+
+# torch and onnxruntime raise bare RuntimeErrors when the processor's own memory is full; these are their words for it.
+_OUT_OF_MEMORY = (
+    "out of memory", "allocate memory", "failed to allocate", "bad_alloc", "bad allocation", "can't start new thread",
+    "could not create a memory object", "failed to map segment",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch or onnxruntime says that memory ran out; none of them is imported for that."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    text = str(error).lower()
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(words in text for words in _OUT_OF_MEMORY)

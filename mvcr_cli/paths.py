@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,14 @@ from platformdirs import user_cache_path
 from mvcr_cli.errors import CannotCreate, MvcrError, NotPermitted, WriteFailed
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# What `json.dumps` leaves raw, and a terminal obeys or hides, or `str.splitlines` takes for the end of a line: C1
+# controls, soft hyphen, zero widths, line separators, bidirectional marks, byte order mark, annotations, tags.
+_STEERING = (
+    "\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
+)
+_STEERING_IN_JSON = re.compile(f"[{_STEERING}]")
+_STEERING_IN_CSV = re.compile(f"[\x00-\x1f{_STEERING}]")
 
 
 def cache_dir() -> Path:
@@ -62,12 +71,20 @@ def class_name(folder: str) -> str:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON: NaN and infinity are refused, keys keep their order."""
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
+    """Strict JSON: NaN and infinity are refused, keys keep their order, and no text in it can steer a terminal."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
+    return _STEERING_IN_JSON.sub(_json_escape, text)
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    return json.dumps(match[0])[1:-1]
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A CSV document; cells that a spreadsheet would run as a formula get a leading apostrophe (OWASP)."""
+    """A CSV document; cells that a spreadsheet would run as a formula get a leading apostrophe (OWASP).
+
+    Controls and invisible characters are written as escapes; JSON is the form that loses nothing.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([_inert(cell) for cell in header])
@@ -76,7 +93,10 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _inert(cell: Any) -> Any:
-    return "'" + cell if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+    if not isinstance(cell, str):
+        return cell
+    shown = _STEERING_IN_CSV.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), cell)
+    return "'" + shown if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else shown
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -87,7 +107,8 @@ def write_whole(path: Path, data: bytes | str) -> None:
         NotPermitted: the directory may not be written.
     """
     payload = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process number: in a container it is the same at every start, and a killed one may have left its file.
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(payload)
@@ -121,8 +142,12 @@ def write_error(path: Path, error: OSError, size: int = 0) -> MvcrError:
 
 
 def _fsync_directory(directory: Path) -> None:
+    """Make a rename last; the file itself is on the disk already."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot do this to a folder
+            raise
     finally:
         os.close(descriptor)

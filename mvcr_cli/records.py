@@ -33,12 +33,55 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictSummary:
+    """The last record of `mvcr predict --json`: every input has been answered. Counts are of records."""
+
+    images: int
+    bad: int  # pictures that should have been classified, and could not be
+    passed_over: int  # files in folders that are no pictures, links, and so on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One file that was skipped, and why. Codes: see `BadImage`, and `link`, `duplicate`, `not_an_image`."""
 
     path: str
     code: str
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PicturePair:
+    """Two pictures of a data set that should not both be where they are.
+
+    Codes: `leak`, the same picture in training and in validation; `conflict`, the same picture with two labels; `alike`
+    and `alike_conflict`, the same for pictures that differ in encoding, size or noise only.
+    """
+
+    path: str
+    other: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """The end of a dry run: what there is to train on, and what a person should know about it.
+
+    Args:
+        decoded: pictures that were decoded, the broken ones included.
+        compared: pictures among which copies were looked for.
+        findings: `{"code", "count", "detail"}` each.
+    """
+
+    data: str
+    classes: tuple[str, ...]
+    train_images: int
+    val_images: int
+    decoded: int
+    compared: int
+    broken: int
+    skipped: int
+    findings: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +281,10 @@ class BenchmarkReport:
 
 _NAMES = {
     Prediction: "prediction",
+    PredictSummary: "summary",
     Problem: "error",
+    PicturePair: "pair",
+    CheckReport: "check",
     EpochReport: "epoch",
     TrainReport: "train",
     EvalReport: "eval",
@@ -254,8 +300,10 @@ def record(result: Any) -> dict[str, Any]:
     """The JSON record of a result; paths are valid Unicode, with `path_b64` where the name is not UTF-8."""
     values = asdict(result)
     head: dict[str, Any] = {"record": _NAMES[type(result)], "schema": SCHEMA}
-    if "path" in values:
-        head |= json_path(os.fspath(values.pop("path")))
+    for key in ("path", "other"):
+        if key in values:
+            shown = json_path(os.fspath(values.pop(key)))
+            head |= {name.replace("path", key): text for name, text in shown.items()}
     if isinstance(result, Problem):
         return head | {"error": {"code": result.code, "detail": result.detail}}
     return head | {key: _plain(value) for key, value in values.items()}

@@ -12,6 +12,25 @@ from PIL import Image, ImageDraw
 SHAPES = {"circle": (220, 60, 40), "square": (40, 90, 220), "triangle": (60, 170, 70)}
 
 PhotoFolder = Callable[..., Path]
+FIGURES = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FIGURES] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What the tests of trust reached; docs/trust.md quotes these lines."""
+    if config.stash[FIGURES]:
+        terminalreporter.section("figures")
+        for line in config.stash[FIGURES]:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`figure("20 signals, 0 failures")` shows a line at the end of the test run, under the test's name."""
+    return lambda text: request.config.stash[FIGURES].append(f"{request.node.nodeid}: {text}")
 
 
 def draw_shape(name: str, seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:

@@ -122,12 +122,32 @@ def test_what_lies_outside_the_picture_is_filled():
     assert colours == {FILL, (255, 255, 255)}
 
 
-@pytest.mark.parametrize(("mode", "fill"), [("RGB", FILL), ("L", (115, 115, 115))])
-def test_what_a_rotation_brings_in_is_filled(mode, fill):
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_what_a_rotation_brings_in_is_filled(mode):
     white = Image.new(mode, (40, 40), "white")
     corners = [run(white, neutral(rotate=45.0), seed)[0, 0] for seed in range(10)]
-    assert {tuple(corner) for corner in corners} <= {fill, (255, 255, 255)}
-    assert any(tuple(corner) == fill for corner in corners)
+    assert {tuple(corner) for corner in corners} <= {FILL, (255, 255, 255)}
+    assert any(tuple(corner) == FILL for corner in corners)
+
+
+@pytest.mark.parametrize("change", [{}, {"shear": 0.3, "rotate": 30.0, "shift": 0.2}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_padding_is_that_of_evaluation_whatever_happens_to_the_picture(mode, change):
+    """Zero after the normalisation, but for the rounding to whole grey levels."""
+    preprocess = Preprocess(size=64)
+    picture = Image.fromarray(np.full((30, 60, 3), 255, np.uint8)).convert(mode)
+    config = {"zoom": 1.0, "hflip": True} | change
+    padded = 0
+    for seed in range(24):  # every colour operation
+        plain = (run(picture, neutral(**config), seed, 64, "pad") == FILL).all(-1)
+        pixels = run(picture, neutral(trivial=1.0, **config), seed, 64, "pad")
+        assert (pixels[plain] == FILL).all()
+        assert not (pixels[~plain] == FILL).all(-1).any()
+        x = preprocess.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+        half_a_level = 0.5 / (255 * torch.tensor(preprocess.std).view(3, 1, 1))
+        assert bool((x.abs() <= half_a_level).all(0)[torch.from_numpy(plain)].all())
+        padded += int(plain.sum())
+    assert padded > 24 * 64 * 64 / 4
 
 
 def test_grey_in_one_channel_is_treated_like_grey_in_three():

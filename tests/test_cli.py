@@ -254,7 +254,8 @@ def test_every_format_parses_and_names_every_file(format_: str, run: Run, fake: 
         assert not any(row[0].startswith("=") for row in rows)
         return
     records = json.loads(out) if format_ == "json" else [json.loads(line) for line in out.split("\n")[:-1]]
-    assert [entry["record"] for entry in records] == ["prediction"] * len(HOSTILE) + ["error"]
+    kinds = ["prediction"] * len(HOSTILE) + ["error"]
+    assert [entry["record"] for entry in records] == (kinds if format_ == "json" else [*kinds, "summary"])
     assert records[0]["path"] == HOSTILE[0]
 
 
@@ -264,6 +265,37 @@ def test_no_pictures_are_a_document_too(format_: str, text: str, run: Run, fake:
     code, out, _ = run("predict", "d", "--format", format_)
     assert code == 0
     assert out.startswith(text)
+
+
+@pytest.mark.parametrize("asked", [("--json",), ("--format", "jsonl")])
+def test_json_lines_that_were_asked_for_end_with_a_summary(asked: tuple[str, ...], run: Run, fake: Fake) -> None:
+    results = [
+        prediction("a"),
+        Problem(path="b", code="corrupt"),
+        Problem(path="c", code="not_an_image"),
+        prediction("d"),
+    ]
+    fake("predict", lambda config, **_: iter(results))
+    code, out, _ = run("predict", "d", *asked)
+    assert code == 65
+    assert len(out.splitlines()) == 5
+    summary = {"record": "summary", "schema": 1, "images": 2, "bad": 1, "passed_over": 1}
+    assert json.loads(out.splitlines()[-1]) == summary
+
+
+@pytest.mark.parametrize("asked", [("--json",), ()])
+def test_the_summary_is_missing_after_an_error_and_in_a_plain_pipe(
+    asked: tuple[str, ...], run: Run, fake: Fake
+) -> None:
+    def dies(config: Any, **_: Any) -> Iterator[Prediction]:
+        yield prediction("a")
+        if asked:
+            raise MemoryError
+
+    fake("predict", dies)
+    code, out, _ = run("predict", "d", *asked)
+    assert code == (70 if asked else 0)
+    assert [json.loads(line)["record"] for line in out.splitlines()] == ["prediction"]
 
 
 def test_an_error_in_the_middle_leaves_no_json_array_that_parses(run: Run, fake: Fake) -> None:
@@ -510,7 +542,9 @@ def test_a_bar_on_the_terminal_swallows_no_line_of_the_file(tmp_path: Path) -> N
     shown = read_terminal(here)
     os.close(here)
     assert process.wait(20) == 0
-    assert [json.loads(line)["path"] for line in path.read_text().splitlines()] == [f"{n}.jpg" for n in range(50)]
+    *lines, summary = map(json.loads, path.read_text().splitlines())
+    assert [line["path"] for line in lines] == [f"{n}.jpg" for n in range(50)]
+    assert summary["record"] == "summary"
     assert b"predicting" in shown
     assert b"\x1b[?25h" in shown  # the cursor is back
 
@@ -556,7 +590,7 @@ def test_a_full_disk_behind_stdout_is_one_line_and_74() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX descriptors")
-@pytest.mark.parametrize(("closed", "lines"), [("<&-", 2), (">&-", 0), ("2>&-", 2), ("<&- >&- 2>&-", 0)])
+@pytest.mark.parametrize(("closed", "lines"), [("<&-", 3), (">&-", 0), ("2>&-", 3), ("<&- >&- 2>&-", 0)])
 def test_closed_streams_are_no_crash(closed: str, lines: int) -> None:
     argv = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", FAKES, "predict", "2", "--json"]
     done = subprocess.run(argv, capture_output=True, timeout=20, env=os.environ | {"NOISY": "1"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ def test_its_own_split_gives_the_recorded_accuracy_exactly(run, batch):
     assert [list(row) for row in report.confusion] == recorded["confusion"]
     assert report.loss == pytest.approx(recorded["loss"], rel=1e-5)
     assert problems == []
-    split = json.loads((run / "split.json").read_text())["val"]
-    assert [(result.path, result.label) for result in results] == [(path, label) for path, label, _ in split]
+    split = json.loads((run / "split.json").read_text())
+    recorded = [(os.path.join(split["root"], path), label) for path, label, _ in split["val"]]
+    assert [(result.path, result.label) for result in results] == recorded
 
 
 def test_results_and_report_say_the_same(run, data):
@@ -200,5 +202,8 @@ def test_a_summary_of_perfect_and_of_useless_verdicts():
 def test_the_data_are_the_same_for_scan_and_split(run, data):
     split = json.loads((run / "split.json").read_text())
     index = scan(data)
-    rows = {(sample.path, index.classes[sample.label], sample.digest) for sample in index.samples}
+    rows = {
+        (os.path.relpath(sample.path, split["root"]), index.classes[sample.label], sample.digest)
+        for sample in index.samples
+    }
     assert {tuple(row) for row in split["train"] + split["val"]} == rows

@@ -462,11 +462,11 @@ def test_leaks_name_every_picture_of_the_second_set() -> None:
 
 
 def test_conflicts_name_equal_files_under_two_labels() -> None:
-    assert conflicts(index_of("aab", "ca", "b")) == [
+    assert conflicts(index_of("aab", "ca", "b").samples) == [
         ("data/0/0.png", "data/1/1.png"),
         ("data/0/2.png", "data/2/0.png"),
     ]
-    assert conflicts(index_of("aab", "cd")) == []
+    assert conflicts(index_of("aab", "cd").samples) == []
 
 
 def test_pictures_come_in_sorted_order_with_problems_between(tmp_path: Path) -> None:

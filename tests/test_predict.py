@@ -201,4 +201,27 @@ def test_expanding_reads_stdin_only_where_it_is_named(tmp_path):
         "two.png",
         "b.png",
     ]
-    assert list(expand([str(tmp_path)], iter([]))) == []
+
+
+def test_a_folder_without_pictures_or_permission_is_one_record_and_the_rest_goes_on(
+    weights, pictures, tmp_path, monkeypatch
+):
+    for name in ("empty", "locked", "gone"):
+        (tmp_path / name).mkdir()
+    read = os.scandir
+
+    def refuse(folder: str) -> Any:
+        if os.fspath(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        if os.fspath(folder).endswith("gone"):
+            raise FileNotFoundError(2, "No such file or directory")
+        return read(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    items = run(weights, tmp_path / "empty", tmp_path / "locked", tmp_path / "gone", pictures / "circle")
+    assert [(Path(item.path).name, item.code) for item in items if isinstance(item, Problem)] == [
+        ("empty", "missing"),
+        ("locked", "permission"),
+        ("gone", "missing"),
+    ]
+    assert len(items) == 3 + 4

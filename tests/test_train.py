@@ -28,7 +28,7 @@ from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.train import train
 from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, DataError, RunBusy
 from mvcr_cli.models import TRUNKS, build, config_for
-from mvcr_cli.records import EpochReport
+from mvcr_cli.records import CheckReport, EpochReport
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -226,7 +226,9 @@ def test_the_run_directory_describes_itself(data, undisturbed):
     assert set(config["train"]) == {field.name for field in dataclasses.fields(TrainConfig)}
     assert None not in [config["train"][key] for key in ("model", "imgsz", "batch", "epochs", "lr", "threads")]
     split = strict((undisturbed / "split.json").read_text())
-    assert sorted(row[0] for row in split["train"] + split["val"]) == sorted(map(str, data.rglob("*.png")))
+    assert split["root"] == str(data)
+    pictures = sorted(str(path.relative_to(data)) for path in data.rglob("*.png"))
+    assert sorted(row[0] for row in split["train"] + split["val"]) == pictures
     assert {row[1] for row in split["val"]} == {"circle", "square"} == set(split["classes"])
     records = metrics(undisturbed)
     assert [record["epoch"] for record in records] == [1, 2]
@@ -255,8 +257,9 @@ def test_the_data_folder_is_never_written(data, tmp_path):
 def test_a_dry_run_writes_nothing(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
-    assert list(train(settings(data, None, dry_run=True), say=said.append)) == []
-    assert list(train(settings(data, tmp_path / "run", dry_run=True), say=said.append)) == []
+    (report,) = train(settings(data, None, dry_run=True), say=said.append)
+    assert isinstance(report, CheckReport)
+    assert list(train(settings(data, tmp_path / "run", dry_run=True), say=said.append)) == [report]
     assert any("24 training and 8 validation" in line for line in said)
     assert list(tmp_path.iterdir()) == []
 
@@ -287,7 +290,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_weights(data, undi
     assert "step 4" in caught.value.message
     assert str(data) in caught.value.message
     Checkpoint.load(run / "weights" / "last.safetensors")
-    assert metrics(run) == metrics(undisturbed)[:1]
+    assert metrics(run)[:-1] == metrics(undisturbed)[:1]
+    assert metrics(run)[-1]["nonfinite"]
     monkeypatch.undo()
     trained(data, run, resume=True)
     assert same(run, undisturbed)
@@ -484,8 +488,9 @@ def test_bad_pictures_are_left_out_and_named_once(data, tmp_path):
     said: list[str] = []
     _, end = trained(root, tmp_path / "run", say=said.append)
     assert end.skipped == 5
-    warnings = [line for line in said if "could not be read" in line]
+    warnings = [line for line in said if "cut0.png" in line]
     assert len(warnings) == 1
+    assert "cannot be decoded (corrupt): 5 of" in warnings[0]
     assert all(warnings[0].count(f"cut{number}.png") == 1 for number in range(5))
 
 

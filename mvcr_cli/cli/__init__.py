@@ -21,7 +21,16 @@ from mvcr_cli.cli.output import Output, ReaderLeftError
 from mvcr_cli.cli.predict import predict
 from mvcr_cli.cli.session import Session
 from mvcr_cli.cli.train import train
-from mvcr_cli.errors import ExitCode, InputMissing, MvcrError, NotPermitted, UsageError, WorkerFailed, WriteFailed
+from mvcr_cli.errors import (
+    ExitCode,
+    InputMissing,
+    MvcrError,
+    NotPermitted,
+    UsageError,
+    WorkerFailed,
+    WriteFailed,
+    is_out_of_memory,
+)
 from mvcr_cli.paths import display_name
 
 EXAMPLES = """Examples:
@@ -96,10 +105,9 @@ def explain(error: Exception) -> MvcrError | None:
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         return UsageError(error.format_message(), f"{context.command_path if context else 'mvcr'} --help")
-    names = {kind.__name__ for kind in type(error).__mro__}
-    # PyTorch's own class is asked for by name: this file loads no torch. On the CPU it raises a bare RuntimeError.
-    if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in str(error):
-        return WorkerFailed("out of memory", "a smaller --batch or --imgsz needs less; so do fewer --workers")
+    if is_out_of_memory(error):
+        where = "".join(f" {note}" for note in getattr(error, "__notes__", ())[:1])
+        return WorkerFailed(f"out of memory{where}", "a smaller --batch or --imgsz needs less; so do fewer --workers")
     return _explain_os(error) if isinstance(error, OSError) else None
 
 

@@ -98,9 +98,11 @@ NewRun = Annotated[
     _file("--run", "-r", parser=partial(_path, "--run"),
           help="Run folder to make, or to --resume; runs/<model>-<number> when left out."),
 ]  # fmt: skip
-Strict = Annotated[bool, _flag("--strict", help="Refuse data with bad, doubled or leaking pictures.")]
+Strict = Annotated[bool, _flag("--strict", help="Decode every picture first; refuse bad, doubled or leaking ones.")]
 Resume = Annotated[bool, _flag("--resume", help="Go on where the run stopped.")]
-DryRun = Annotated[bool, _flag("--dry-run", help="Look at the data, show the plan, train nothing.")]
+DryRun = Annotated[
+    bool, _flag("--dry-run", help="Decode every picture, say what is wrong with the data, train nothing.")
+]
 
 Model = Annotated[
     str | None,
@@ -212,7 +214,9 @@ TopK = Annotated[int, typer.Option("--topk", metavar="K", help="Classes a pictur
 PredictFormat = Annotated[
     config.PredictFormat, _talk("--format", help="auto is a table on a terminal, else JSON lines.")
 ]
-JsonLines = Annotated[bool, _talk_flag("--json", help="The same as --format jsonl.")]
+JsonLines = Annotated[
+    bool, _talk_flag("--json", help="JSON lines with a summary at the end; the same as --format jsonl.")
+]
 
 # mvcr export
 ExportFormat = Annotated[config.ExportFormat, typer.Option("--format", help="What to write.")]

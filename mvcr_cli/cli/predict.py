@@ -14,7 +14,7 @@ from mvcr_cli.cli.session import config_of, session_of
 from mvcr_cli.config import PredictConfig, PredictFormat
 from mvcr_cli.errors import ExitCode, UsageError
 from mvcr_cli.paths import csv_text, json_path, to_json
-from mvcr_cli.records import Prediction, Problem, record
+from mvcr_cli.records import Prediction, PredictSummary, Problem, record
 
 CSV_HEADER = ("path", "label", "probability", "width", "height", "error", "detail", "topk")
 
@@ -35,22 +35,29 @@ def predict(
 ) -> None:
     """Classify pictures of any size.
 
-    One record a picture, in the order given, as soon as it is known.
+    One record a picture, in the order given, as soon as it is known. With --json or --format jsonl a last record, the
+    summary, says that every input has been answered; without it, the output was cut short.
     """
     config = config_of(PredictConfig, ctx, inputs=tuple(inputs))
     if json and format not in ("auto", "jsonl"):
         raise UsageError(f"--json contradicts --format {format}", "give one of them")
     output = session_of(ctx).output
-    writer = _writer("jsonl" if json else format, output)
+    asked = "jsonl" if json else format
+    writer = _writer(asked, output)
     from mvcr_cli.engine.predict import predict as run_prediction
 
     names: Iterable[bytes] = sys.stdin.buffer if sys.stdin is not None else ()
-    problems: list[Problem] = []
+    images, problems = 0, list[Problem]()
     for result in run_prediction(config, stdin=names, track=output.track, say=output.say):
         if isinstance(result, Problem):
             problems.append(result)
+        else:
+            images += 1
         writer.add(result)
     writer.finish()
+    if asked == "jsonl":
+        bad = sum(map(is_bad, problems))
+        output.emit(PredictSummary(images=images, bad=bad, passed_over=len(problems) - bad))
     output.problems(problems)
     if not keep_going and any(map(is_bad, problems)):
         raise typer.Exit(ExitCode.BAD_DATA)

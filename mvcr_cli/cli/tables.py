@@ -13,6 +13,7 @@ from mvcr_cli.config import factor_text
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import (
     BenchmarkRow,
+    CheckReport,
     EpochReport,
     EvalReport,
     ExportReport,
@@ -67,6 +68,18 @@ def training(report: TrainReport) -> str:
         (f"{best} {report.best_epoch} of {report.epochs}\n" if report.best_epoch else "no epoch was validated yet\n")
         + f"{report.train_images:,} training pictures{skipped}, {report.steps:,} steps, {duration(report.seconds)},"
         f" {report.peak_rss_mb:,.0f} MB\n"
+    )
+
+
+def check(report: CheckReport) -> str:
+    """What a dry run found, in two lines."""
+    compared = (
+        "" if report.compared + report.broken >= report.decoded else f", copies looked for among {report.compared:,}"
+    )
+    return (
+        f"{len(report.classes):,} classes, {report.train_images:,} training and {report.val_images:,} validation pictures;"
+        f" decoded {report.decoded:,}, {report.broken:,} broken{compared}\n"
+        f"{len(report.findings):,} findings{'' if report.findings else ': nothing stands out'}\n"
     )
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import typer
 
 from mvcr_cli.cli import options as o
+from mvcr_cli.cli.output import Output
 from mvcr_cli.cli.session import config_of, session_of
 from mvcr_cli.cli.signals import CODES, StopRequest
 from mvcr_cli.config import AugmentConfig, TrainConfig
 from mvcr_cli.paths import display_name, write_whole
-from mvcr_cli.records import EpochReport, TrainReport
+from mvcr_cli.records import CheckReport, EpochReport, PicturePair, Problem, TrainReport
 
 NO_AUGMENT = AugmentConfig(
     crop=1.0, zoom=0.0, shear=0.0, shift=0.0, rotate=0.0, hflip=False, vflip=False, turn=False,
@@ -111,10 +112,14 @@ def _train(ctx: typer.Context, config: TrainConfig, json: bool) -> None:
     from mvcr_cli.cli import tables
     from mvcr_cli.engine.train import train as run_training
 
+    left_out: list[Problem] = []
     with StopRequest() as stop:
         for report in run_training(config, track=output.track, say=output.say, stop=stop):
             if isinstance(report, EpochReport):
                 output.epoch(report)
+                continue
+            if isinstance(report, Problem | PicturePair | CheckReport):
+                _show_check(output, report, left_out, json)
                 continue
             stopped = report.stopped_by in CODES
             if not stopped:
@@ -126,6 +131,21 @@ def _train(ctx: typer.Context, config: TrainConfig, json: bool) -> None:
             if stopped:
                 output.say(f"stopped by {report.stopped_by}; go on with {_resuming(config, report)}")
                 raise typer.Exit(CODES[report.stopped_by])
+
+
+def _show_check(
+    output: Output, found: Problem | PicturePair | CheckReport, left_out: list[Problem], json: bool
+) -> None:
+    """The result of a dry run: every record as JSON, or the names of the files and the sum for a person."""
+    from mvcr_cli.cli import tables
+
+    if json:
+        output.emit(found)
+    elif isinstance(found, CheckReport):
+        output.problems(left_out)
+        output.write(tables.check(found))
+    elif isinstance(found, Problem):
+        left_out.append(found)
 
 
 def _write_report(run: Path) -> None:

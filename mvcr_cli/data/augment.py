@@ -30,46 +30,53 @@ _TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Tra
 def augment(image: Image.Image, size: int, fit: Fit, config: AugmentConfig, rng: random.Random,
             fill: tuple[int, int, int]) -> NDArray[np.uint8]:  # fmt: skip
     """One training view. Shape: (size, size, 3), uint8."""
-    image = _warp(image, size, fit, config, rng, fill)
+    image, inside = _warp(image, size, fit, config, rng, fill)
     if config.resolution and rng.random() < config.resolution:
         image = _blurred(image, COARSEST ** rng.random())
     if config.trivial and rng.random() < config.trivial:
         image = rng.choice(_COLOUR)(image, rng)
     pixels = np.array(image.convert("RGB"), dtype=np.uint8)
+    pixels[np.asarray(inside) == 0] = fill  # grey pictures and colour operations too: zero after the normalisation
     if config.erase and rng.random() < config.erase:
         _erase(pixels, rng, fill)
     return pixels
 
 
 def _warp(image: Image.Image, size: int, fit: Fit, config: AugmentConfig, rng: random.Random,
-          fill: tuple[int, int, int]) -> Image.Image:  # fmt: skip
-    """Crop, zoom, shift, shear, rotate, mirror and turn, antialiased. Grey pictures stay in one channel."""
+          fill: tuple[int, int, int]) -> tuple[Image.Image, Image.Image]:  # fmt: skip
+    """Crop, zoom, shift, shear, rotate, mirror and turn, antialiased. Grey pictures stay in one channel.
+
+    Returns: the view, and a grey picture of the same size that is 0 where the view is padding.
+    """
     centre, half = _box(image.width, image.height, fit, config, rng)
     linear = _linear(config, rng)
     colour = fill if image.mode == "RGB" else round(sum(fill) / 3)
     if linear is not None:
-        framed = _affine(image, size, centre, half, linear, colour)
+        framed, inside = _affine(image, size, centre, half, linear, colour)
     else:
-        framed = _framed(image, size, centre, half, colour)
+        framed, inside = _framed(image, size, centre, half, colour)
     for operation in _mirrors(config, rng):
-        framed = framed.transpose(operation)
-    return framed
+        framed, inside = framed.transpose(operation), inside.transpose(operation)
+    return framed, inside
 
 
-def _framed(image: Image.Image, size: int, centre: Point, half: Point, colour: Colour) -> Image.Image:
+def _framed(image: Image.Image, size: int, centre: Point, half: Point,
+            colour: Colour) -> tuple[Image.Image, Image.Image]:  # fmt: skip
     """The box around `centre`, resized to a square; what lies outside of the picture is filled."""
     left, top = max(0.0, centre[0] - half[0]), max(0.0, centre[1] - half[1])
     right, bottom = min(float(image.width), centre[0] + half[0]), min(float(image.height), centre[1] + half[1])
     x0, x1 = (round((edge - centre[0] + half[0]) / (2 * half[0]) * size) for edge in (left, right))
     y0, y1 = (round((edge - centre[1] + half[1]) / (2 * half[1]) * size) for edge in (top, bottom))
-    canvas = Image.new(image.mode, (size, size), colour)
+    canvas, inside = Image.new(image.mode, (size, size), colour), Image.new("L", (size, size), 0)
     if right > left and bottom > top:
         target = (max(1, x1 - x0), max(1, y1 - y0))
         canvas.paste(image.resize(target, Image.Resampling.BILINEAR, box=(left, top, right, bottom)), (x0, y0))
-    return canvas
+        inside.paste(255, (x0, y0, x0 + target[0], y0 + target[1]))
+    return canvas, inside
 
 
-def _affine(image: Image.Image, size: int, centre: Point, half: Point, linear: Matrix, colour: Colour) -> Image.Image:
+def _affine(image: Image.Image, size: int, centre: Point, half: Point, linear: Matrix,
+            colour: Colour) -> tuple[Image.Image, Image.Image]:  # fmt: skip
     """The same box under a linear map; a larger source is shrunk first, so that the map never skips pixels."""
     shrink = min(1.0, size / (2 * min(half)))
     if shrink < 1:
@@ -80,7 +87,13 @@ def _affine(image: Image.Image, size: int, centre: Point, half: Point, linear: M
     step_x, step_y = 2 * half[0] / size, 2 * half[1] / size
     a, b, c, d = linear[0] * step_x, linear[1] * step_x, linear[2] * step_y, linear[3] * step_y
     data = (a, b, centre[0] - (a + b) * size / 2, c, d, centre[1] - (c + d) * size / 2)
-    return image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=colour)
+
+    def moved(source: Image.Image, outside: Colour) -> Image.Image:
+        return source.transform(
+            (size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=outside
+        )
+
+    return moved(image, colour), moved(Image.new("L", image.size, 255), 0)
 
 
 def _blurred(image: Image.Image, factor: float) -> Image.Image:

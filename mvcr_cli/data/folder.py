@@ -35,6 +35,7 @@ from mvcr_cli.paths import class_name, display_name
 from mvcr_cli.records import Problem
 
 VAL_NAMES = ("val", "valid", "validation")
+SPLIT_NAMES = frozenset({"train", "test", *VAL_NAMES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +75,32 @@ def find_layout(data: Path) -> Layout:
         NotPermitted: it cannot be read.
     """
     names = _folder_names(data)
-    splits = names & {"train", "test", *VAL_NAMES}
+    splits = names & SPLIT_NAMES
     if "train" not in splits or not (splits == names or _folder_names(data / "train")):
         if splits and splits == names:
             raise DataError(f"{display_name(data)} holds {', '.join(sorted(splits))} but no train folder", LAYOUTS)
         return Layout(data, None, None)
+    return Layout(data / "train", _val_folder(data, splits), data / "test" if "test" in splits else None)
+
+
+def find_evaluation(data: Path) -> Path:
+    """The folder of class folders to evaluate on: the test split, else val, else train, else `data` itself.
+
+    Raises: see `find_layout`; but `test` and `val` need no `train` here.
+    """
+    names = _folder_names(data)
+    if names and names <= SPLIT_NAMES - {"train"}:
+        val = _val_folder(data, names)
+        return data / "test" if "test" in names or val is None else val
+    layout = find_layout(data)
+    return layout.test or layout.val or layout.train
+
+
+def _val_folder(data: Path, splits: set[str]) -> Path | None:
     vals = [name for name in VAL_NAMES if name in splits]
     if len(vals) > 1:
         raise DataError(f"{display_name(data)} has {' and '.join(vals)}: which one validates?", "keep one of them")
-    return Layout(data / "train", data / vals[0] if vals else None, data / "test" if "test" in splits else None)
+    return data / vals[0] if vals else None
 
 
 def _folder_names(root: Path) -> set[str]:
@@ -204,12 +222,10 @@ def leaks(a: Iterable[Sample], b: Iterable[Sample]) -> list[tuple[str, str]]:
     return [(first[sample.digest], sample.path) for sample in b if sample.digest in first]
 
 
-def conflicts(index: FolderIndex) -> list[tuple[str, str]]:
+def conflicts(samples: Iterable[Sample]) -> list[tuple[str, str]]:
     """Equal files under different labels: the path of the first, and of each that contradicts it."""
     first: dict[str, Sample] = {}
-    for sample in index.samples:
-        first.setdefault(sample.digest, sample)
-    pairs = [(first[sample.digest], sample) for sample in index.samples]
+    pairs = [(first.setdefault(sample.digest, sample), sample) for sample in samples]
     return [(one.path, other.path) for one, other in pairs if one.label != other.label]
 
 

@@ -47,6 +47,7 @@ from PIL import (  # imported here so that Pillow never loads plugins later, fro
 )
 
 from mvcr_cli.data.quiet import mute_pillow, quiet_stderr
+from mvcr_cli.data.structure import check_structure
 from mvcr_cli.errors import BadImage, MvcrError, WorkerFailed
 from mvcr_cli.paths import display_name
 
@@ -85,6 +86,13 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*"
 _MAX_EXPANSION = 1100
 _BOUNDED_FORMATS = frozenset({"PNG", "BMP", "PPM"})
 _BOUNDED_TIFF = frozenset({"raw", "packbits", "tiff_deflate", "tiff_adobe_deflate"})
+# Other codecs are told by pixels: a Huffman-coded JPEG needs a bit for every 8 x 8 block, LZW a code for each 3,838 bytes.
+# Codecs without such a bound get one that only blank pictures of many megapixels exceed.
+_FREE_PIXELS = 8 << 20
+_PIXELS_A_BYTE = {"JPEG": 512, "GIF": 3000, "jpeg": 512, "tiff_jpeg": 512}
+_PIXELS_A_BYTE_OTHERS = 10_000
+_FAX = frozenset({"group3", "group4", "tiff_ccitt", "tiff_raw_16"})  # a bit a row is enough for blank pages
+_ANIMATED_WEBP_COST = 4  # of memory a pixel, next to other formats
 _LEAST_BITS = {"1": 1, "P": 1, "L": 1, "LA": 16, "I;16": 12, "I;16B": 12, "RGB": 24, "RGBA": 32, "CMYK": 32}
 
 _BAND_PIXELS = 1 << 22  # grey is stretched in bands, so that float64 copies of a large picture never exist
@@ -201,8 +209,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
     with open_regular(path) as file:
         try:
             mute_pillow()
+            size = os.fstat(file.fileno()).st_size
+            check_structure(file, size)
             image = Image.open(file, formats=FORMATS)
-            _check_header(image, os.fstat(file.fileno()).st_size)
+            _check_header(image, size)
             yield image
         except MvcrError:
             raise
@@ -234,8 +244,15 @@ def _check_header(image: ImageFile.ImageFile, file_bytes: int) -> None:
         raise BadImage("too_many_pixels", f"{width}x{height}; limits: {MAX_SIDE:,} a side, {MAX_PIXELS:,} in all")
     bounded = image.format in _BOUNDED_FORMATS or image.info.get("compression") in _BOUNDED_TIFF
     claimed = width * height * _LEAST_BITS.get(image.mode, 8) // 8
-    if bounded and claimed > _MAX_EXPANSION * file_bytes + (1 << 16):
+    too_much = bounded and claimed > _MAX_EXPANSION * file_bytes + (1 << 16)
+    if too_much or width * height > _FREE_PIXELS + _pixels_a_byte(image) * file_bytes:
         raise BadImage("corrupt", f"claims {width}x{height} pixels, more than {file_bytes:,} bytes can hold")
+
+
+def _pixels_a_byte(image: ImageFile.ImageFile) -> int:
+    """How many pixels a byte of the file can stand for at most."""
+    codec = image.info.get("compression") if image.format == "TIFF" else image.format
+    return 8 * image.width if codec in _FAX else _PIXELS_A_BYTE.get(str(codec), _PIXELS_A_BYTE_OTHERS)
 
 
 def _load(image: ImageFile.ImageFile, full: tuple[int, int]) -> None:
@@ -244,7 +261,8 @@ def _load(image: ImageFile.ImageFile, full: tuple[int, int]) -> None:
     To be called once: after a failed load(), a second one gives black without an error.
     """
     width, height = full if image.info.get("progressive") else image.size
-    if width * height > FULL_DECODE_PIXELS:
+    cost = _ANIMATED_WEBP_COST if image.format == "WEBP" and getattr(image, "is_animated", False) else 1
+    if cost * width * height > FULL_DECODE_PIXELS:
         raise BadImage("too_many_pixels", f"{width}x{height} to decode in full; limit {FULL_DECODE_PIXELS:,}")
     with quiet_stderr if isinstance(image, TiffImagePlugin.TiffImageFile) else contextlib.nullcontext():
         image.load()

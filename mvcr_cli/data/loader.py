@@ -11,10 +11,13 @@ import hashlib
 import math
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TypeVar
 
 import numpy as np
@@ -23,17 +26,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mvcr_cli.config import MEBIBYTE, AugmentConfig
+from mvcr_cli.config import MEBIBYTE, READ_SECONDS, AugmentConfig
 from mvcr_cli.data.augment import augment
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.errors import BadImage
+from mvcr_cli.data.trail import Trail
+from mvcr_cli.errors import BadImage, WorkerFailed
 from mvcr_cli.models.scale_set import view_side
+from mvcr_cli.paths import display_name
 from mvcr_cli.records import Problem
 
 T = TypeVar("T")
 R = TypeVar("R")
+ENDING_SECONDS = 10.0  # for threads to finish what they read, when a reading ends early
 Item = tuple[NDArray[np.uint8], int, str]  # pixels, label, path
 
 
@@ -47,9 +53,14 @@ class PixelCache:
 
     It never evicts: epochs visit every picture once, and under such a scan every eviction policy lowers the hit rate.
     Entries are keyed by content, so that a changed file is read again and copies are kept once.
+
+    Args:
+        megabytes: the cap, in MiB.
+        trail: where to note what is being decoded, for the case that the decoder takes the process down.
     """
 
-    def __init__(self, megabytes: int) -> None:
+    def __init__(self, megabytes: int, trail: Trail | None = None) -> None:
+        self.trail = trail
         self.cap = megabytes * MEBIBYTE
         self.used = 0
         self.problems: dict[str, Problem] = {}
@@ -69,7 +80,8 @@ class PixelCache:
         if sample.path in self.problems:
             return None
         try:
-            image = load_picture(sample.path, side).image
+            with nullcontext() if self.trail is None else self.trail.reading(sample.path):
+                image = load_picture(sample.path, side).image
         except BadImage as bad:
             self.problems[sample.path] = Problem(path=sample.path, code=bad.code, detail=bad.detail)
             return None
@@ -144,7 +156,7 @@ class TrainingReader:
         """The batch of every step, in order; None where fewer than two pictures of the step could be read."""
         if not self.workers:
             for step in steps:
-                yield step, _collate([self._read(step, sample) for sample in step.samples])
+                yield step, _collate([_noting(lambda pair: self._read(*pair), (step, one)) for one in step.samples])
             return
         pictures = ((step, sample) for step in steps for sample in step.samples)
         items: list[Item | None] = []
@@ -210,17 +222,71 @@ def evaluation_batches(samples: Sequence[Sample], preprocess: Preprocess, batch:
 
 
 def ordered(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[tuple[T, R]]:
-    """`(item, function(item))` in the items' order, computed by threads at most `ahead` items in advance."""
+    """`(item, function(item))` in the items' order, computed by threads at most `ahead` items in advance.
+
+    Raises: WorkerFailed when one item takes longer than READ_SECONDS; what `function` raises, with the item's name noted.
+    """
     waiting: deque[tuple[T, Future[R]]] = deque()
-    with ThreadPoolExecutor(workers, "mvcr-reader") as pool:
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(function, item)))
-                if len(waiting) > ahead:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    tasks: SimpleQueue[tuple[T, Future[R]] | None] = SimpleQueue()
+    # Daemons, so that a read that never ends, from a dead network disk, cannot keep the program from ending.
+    threads = [threading.Thread(target=_work, args=(function, tasks), daemon=True, name=f"mvcr-reader-{number}")
+               for number in range(workers)]  # fmt: skip
+    try:
+        for thread in threads:
+            thread.start()
+        for item in items:
+            waiting.append((item, Future()))
+            tasks.put(waiting[-1])
+            if len(waiting) > ahead:
+                yield _first(waiting)
+        while waiting:
+            yield _first(waiting)
+    finally:
+        for _, future in waiting:
+            future.cancel()
+        for _ in threads:
+            tasks.put(None)
+        until = time.monotonic() + ENDING_SECONDS
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
+
+
+def _work(function: Callable[[T], R], tasks: SimpleQueue[tuple[T, Future[R]] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        item, future = task
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(_noting(function, item))
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def _noting(function: Callable[[T], R], item: T) -> R:
+    try:
+        return function(item)
+    except Exception as error:
+        error.add_note(f"while reading {_named(item)}")
+        raise
+
+
+def _first(waiting: deque[tuple[T, Future[R]]]) -> tuple[T, R]:
+    item, future = waiting[0]
+    try:
+        result = future.result(READ_SECONDS)
+    except TimeoutError:
+        if future.done():  # its own, not that of the wait
+            raise
+        hanging = ", ".join(_named(item) for item, future in waiting if future.running())
+        raise WorkerFailed(
+            f"reading takes longer than {READ_SECONDS:g} s: {hanging}",
+            "is the disk or the network folder there? take these files out if they are at fault",
+        ) from None
+    waiting.popleft()
+    return item, result
+
+
+def _named(item: object) -> str:
+    """The file of a sample, of (step, sample), or of a path."""
+    item = item[-1] if isinstance(item, tuple) else item
+    return display_name(str(getattr(item, "path", item)))

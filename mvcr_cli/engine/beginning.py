@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +19,10 @@ from mvcr_cli.engine.evaluate import split_record
 from mvcr_cli.engine.loss import class_weights
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, stem_for
-from mvcr_cli.engine.rundir import RunDirectory
+from mvcr_cli.engine.rundir import FORMAT_VERSION, RunDirectory
 from mvcr_cli.engine.session import Session
-from mvcr_cli.engine.starting import Start, starting_weights
-from mvcr_cli.errors import CannotCreate, ConfigMismatch
+from mvcr_cli.engine.starting import Start, for_classes, starting_weights
+from mvcr_cli.errors import CannotCreate, ConfigMismatch, UsageError
 from mvcr_cli.models import build, config_for, load_trunk, useful_scales
 from mvcr_cli.paths import display_name, to_json, write_json
 
@@ -29,20 +31,39 @@ FREE_SETTINGS = frozenset({"data", "val", "run", "resume", "started", "workers",
                    "strict", "save_every", "device", "follow_links"})  # fmt: skip
 
 
-def open_run(config: TrainConfig, start: Start | None) -> RunDirectory:
-    """The run directory to write, made when it is new.
+@contextlib.contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Training sets what torch keeps for the whole process; whoever called it gets back what was there."""
+    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    exact = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(random_state)
+        torch.use_deterministic_algorithms(exact, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+
+
+def open_run(config: TrainConfig, say: Say) -> tuple[RunDirectory, Start | None]:
+    """The run directory to write, made when it is new; and the first weights when the name of the run needed them.
+
+    Weights are fetched under the lock of the run where that is possible, so that a busy run downloads nothing.
 
     Raises: CannotCreate when the folder is something else than a run.
     """
+    start = None
     if config.run is None:
-        assert start is not None
+        start = starting_weights(config, say)
         run = RunDirectory.numbered(default_model(config, start.pretrained))
     else:
         run = RunDirectory(config.run)
         if run.is_foreign():
             raise CannotCreate(f"{display_name(run.path)} exists and is no run", "choose another --name")
     run.create()
-    return run
+    return run, start
 
 
 def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Start | None, device: torch.device,
@@ -70,7 +91,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
     if settings.unsure:
         model = replace(model, taught=(1.0,), surest=True)
-    session = _session(settings, prepared, start, model, device)
+    session = _session(settings, prepared, start, model, device, say)
     precision = str(session.dtype).removeprefix("torch.")
     if stored is None:
         _record(run, settings, prepared, start, session, precision)
@@ -86,7 +107,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
 def _record(run: RunDirectory, settings: TrainConfig, prepared: Prepared, start: Start, session: Session,
             precision: str) -> None:  # fmt: skip
     """`split.json` and `config.json`: everything that the run needs to be repeated."""
-    write_json(run.split, split_record(prepared.train, prepared.val, prepared.classes))
+    write_json(run.split, split_record(prepared.train, prepared.val, prepared.classes, settings.data))
     environment = {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -96,6 +117,7 @@ def _record(run: RunDirectory, settings: TrainConfig, prepared: Prepared, start:
     write_json(
         run.config,
         {
+            "format_version": FORMAT_VERSION,
             "mvcr": __version__,
             "train": settings.to_dict(),
             "model": session.network.config.to_dict(),
@@ -116,10 +138,15 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     was = stored["train"]
     open_ = ("model", "imgsz", "scales", "batch", "epochs", "lr")
     fitted = {key: was.get(key) for key in open_ if getattr(config, key) is None}
-    fitted |= {"scales": tuple(fitted["scales"])} if fitted.get("scales") else {}
-    config = replace(
-        config, **fitted, workers=default_workers(config.workers), threads=config.threads or available_cores()
-    )
+    try:
+        fitted |= {"scales": tuple(fitted["scales"])} if fitted.get("scales") else {}
+        config = replace(
+            config, **fitted, workers=default_workers(config.workers), threads=config.threads or available_cores()
+        )
+    except (TypeError, UsageError) as error:
+        raise ConfigMismatch(
+            f"{display_name(run.config)} is no record of a run", "start a new run without --resume"
+        ) from error
     for key, now in json.loads(to_json(config.to_dict())).items():
         if key not in FREE_SETTINGS and now != was.get(key):
             raise ConfigMismatch(
@@ -131,19 +158,28 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
         raise ConfigMismatch(f"{display_name(run.path)} has other classes than the data", "start a new run")
     recorded = run.read_json(run.split)
     for side, samples in (("train", prepared.train), ("val", prepared.val)):
-        if [row[2] for row in recorded.get(side, [])] != [sample.digest for sample in samples]:
+        if _digests(recorded.get(side)) != [sample.digest for sample in samples]:
             raise ConfigMismatch(
                 f"the {side} pictures are not those that {display_name(run.path)} was started with", "start a new run"
             )
     return config
 
 
-def _session(config: TrainConfig, prepared: Prepared, start: Start, model: ModelConfig,
-             device: torch.device) -> Session:  # fmt: skip
+def _digests(rows: Any) -> list[Any]:
+    """Of the rows of one side of `split.json`; of anything else, nothing that any data set has."""
+    try:
+        return [row[2] for row in rows]
+    except (TypeError, KeyError, IndexError):
+        return [None]
+
+
+def _session(config: TrainConfig, prepared: Prepared, start: Start, model: ModelConfig, device: torch.device,
+             say: Say) -> Session:  # fmt: skip
     assert config.lr is not None
     assert config.imgsz is not None
     network = build(model, exact=start.pretrained)
-    new_parts = set(load_trunk(network, start.tensors)) if start.tensors is not None else set()
+    first = for_classes(start, model, prepared.classes, say)
+    new_parts = set(load_trunk(network, first)) if first is not None else set()
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = pick_precision(config.precision, device)
     counts = [0] * len(prepared.classes)

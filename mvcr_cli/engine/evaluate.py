@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig
-from mvcr_cli.data.folder import Sample, find_layout, relabel, scan
+from mvcr_cli.data.folder import Sample, find_evaluation, relabel, scan
 from mvcr_cli.data.loader import PixelCache, evaluation_batches
 from mvcr_cli.engine import (
     Say,
@@ -91,8 +92,7 @@ def evaluation_set(config: EvalConfig, weights: Path,
                    checkpoint: Checkpoint) -> tuple[tuple[Sample, ...], tuple[str, ...], list[Problem]]:  # fmt: skip
     """Samples with the checkpoint's labels, classes without pictures, and what was skipped."""
     if config.data is not None:
-        layout = find_layout(config.data)
-        index = scan(layout.test or layout.val or layout.train, follow_links=config.follow_links)
+        index = scan(find_evaluation(config.data), follow_links=config.follow_links)
         samples, missing = relabel(index, checkpoint.classes, ignore_extra=config.ignore_extra_classes)
         return samples, missing, [problem for problem in index.skipped if problem.code not in _HARMLESS]
     folder = run_directory(weights)
@@ -113,10 +113,14 @@ def validation_split(folder: Path, classes: tuple[str, ...]) -> tuple[Sample, ..
     Raises: ConfigMismatch when the record is missing, damaged, or of other classes.
     """
     run = RunDirectory(folder)
-    entries = run.read_json(run.split).get("val", [])
+    recorded = run.read_split()
+    entries, root = recorded.get("val", []), recorded.get("root", "")
     order = {name: index for index, name in enumerate(classes)}
     try:
-        return tuple(Sample(path=path, label=order[name], digest=digest) for path, name, digest in entries)
+        return tuple(
+            Sample(path=os.path.join(root, path), label=order[name], digest=str(digest))
+            for path, name, digest in entries
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigMismatch(
             f"{display_name(run.split)} does not fit the weights", "name a folder: mvcr eval DATA --run RUN"
@@ -190,11 +194,24 @@ def image_results(
     return [one(sample, row) for sample, row in zip(samples, probabilities, strict=True)]
 
 
-def split_record(train: Iterable[Sample], val: Iterable[Sample], classes: tuple[str, ...]) -> dict[str, Any]:
-    """The content of `split.json`: path, class and digest of every picture."""
+def split_record(
+    train: Iterable[Sample], val: Iterable[Sample], classes: tuple[str, ...], data: Path | None = None
+) -> dict[str, Any]:
+    """The content of `split.json`: path, class and digest of every picture, whatever the current folder is later.
+
+    Args:
+        data: `root` of the record; names below it are relative to it, all others absolute.
+    """
+    here = os.getcwd()
+    root = "" if data is None else os.path.join(here, data)
+
+    def name(path: str) -> str:
+        # Neither normpath nor relpath: ".." behind a link leads elsewhere than the text says.
+        path = os.path.join(here, path)
+        return path.removeprefix(os.path.join(root, "")) if root else path
 
     def rows(samples: Iterable[Sample]) -> Iterator[list[str]]:
         for sample in samples:
-            yield [sample.path, classes[sample.label], sample.digest]
+            yield [name(sample.path), classes[sample.label], sample.digest]
 
-    return {"classes": list(classes), "train": list(rows(train)), "val": list(rows(val))}
+    return {"classes": list(classes), "root": root, "train": list(rows(train)), "val": list(rows(val))}

@@ -26,12 +26,11 @@ import torch
 
 from mvcr_cli.config import MEBIBYTE
 from mvcr_cli.engine import peak_rss_mb
-from mvcr_cli.errors import WorkerFailed
+from mvcr_cli.errors import WorkerFailed, is_out_of_memory
 
 T = TypeVar("T")
 WARM_UP = 2
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate", "bad_alloc", "bad allocation")
 
 
 @dataclass
@@ -130,8 +129,7 @@ def refusing_out_of_memory(what: str, device: torch.device) -> Iterator[None]:
         with _capped() if device.type == "cpu" else contextlib.nullcontext():
             yield
     except Exception as error:  # onnxruntime's exceptions share no public base class with torch's
-        text = str(error).lower()
-        if not isinstance(error, MemoryError) and not any(phrase in text for phrase in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise WorkerFailed(
             f"out of memory at {what}", "measure less at once: a smaller --batch, a smaller --imgsz, or --no-train"

@@ -45,14 +45,19 @@ def optimiser_state(optimiser: AdamW) -> dict[str, Tensor]:
 
 
 def load_optimiser_state(optimiser: AdamW, tensors: dict[str, Tensor]) -> None:
-    """The counterpart of `optimiser_state`."""
+    """The counterpart of `optimiser_state`. Raises: ValueError when a parameter's moments are not complete."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("opt."):
             _, index, name = key.split(".", 2)
             like = parameters[int(index)]
-            state.setdefault(int(index), {})[name] = tensor if name == "step" else laid_out_like(like, tensor)
+            moments = state.setdefault(int(index), {})
+            if tensor.shape != (() if name == "step" else like.shape):
+                raise ValueError(f"{key} has another shape than its parameter")
+            moments[name] = tensor if name == "step" else laid_out_like(like, tensor)
+    if any(moments.keys() != {"step", "exp_avg", "exp_avg_sq"} for moments in state.values()):
+        raise ValueError("the moments of a parameter are not complete")
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

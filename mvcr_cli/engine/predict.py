@@ -34,7 +34,7 @@ from mvcr_cli.engine import (
     silent,
 )
 from mvcr_cli.engine.evaluate import probabilities_of
-from mvcr_cli.errors import BadImage, ConfigMismatch, InputMissing, Unavailable
+from mvcr_cli.errors import BadImage, ConfigMismatch, InputMissing, MvcrError, NotPermitted, Unavailable
 from mvcr_cli.models import build, config_for, load_trunk
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import Label, Prediction, Problem
@@ -108,7 +108,7 @@ def expand(inputs: Iterable[str], stdin: Iterable[bytes]) -> Iterator[str | Prob
             names = (os.fsdecode(line.rstrip(b"\r\n")) for line in stdin)
             yield from (name for name in names if name)
         elif os.path.isdir(entry):
-            yield from iter_images(Path(entry))
+            yield from _folder(entry)
         elif not os.path.lexists(entry) and glob.has_magic(entry):
             # A pattern means files: `**` also finds every folder on the way to them.
             files = (name for name in glob.iglob(entry, recursive=True) if not os.path.isdir(name))
@@ -118,6 +118,24 @@ def expand(inputs: Iterable[str], stdin: Iterable[bytes]) -> Iterator[str | Prob
                 yield Problem(path=entry, code="missing", detail="the pattern matches no file")
         else:
             yield entry
+
+
+def _folder(entry: str) -> Iterator[str | Problem]:
+    """The pictures below a folder; a folder that gives none is a record, too."""
+    try:
+        found = iter_images(Path(entry))
+    except NotPermitted:
+        yield Problem(path=entry, code="permission", detail="the folder may not be read")
+        return
+    except (MvcrError, OSError):  # it was there a moment ago
+        yield Problem(path=entry, code="missing", detail="no such folder any more")
+        return
+    empty = True
+    for item in found:
+        empty = False
+        yield item
+    if empty:
+        yield Problem(path=entry, code="missing", detail="no picture in this folder")
 
 
 def _read(entry: str | Problem, predictor: Predictor) -> Ready | Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,25 @@ import torch
 
 from mvcr_cli.config import Stem, TrainConfig
 from mvcr_cli.data.folder import (
-    FolderIndex,
     Sample,
     check_trainable,
-    conflicts,
     find_layout,
-    leaks,
     relabel,
     scan,
     split,
 )
 from mvcr_cli.data.images import read_size
-from mvcr_cli.engine import RUNS, Say, available_cores, default_workers
+from mvcr_cli.engine import RUNS, Say, Track, available_cores, default_workers, silent
+from mvcr_cli.engine.findings import HARMLESS, NOT_LOOKED, Look, describe, look_at
 from mvcr_cli.errors import BadImage, CannotCreate, DataError
 from mvcr_cli.models import config_for, useful_scales
 from mvcr_cli.paths import display_name
-from mvcr_cli.records import Problem
+from mvcr_cli.records import CheckReport, PicturePair, Problem
 
 PROBED_PICTURES = 500
 SMALL_STEM_BELOW = 96
 FINE_STEM_BELOW = 48
 WIDE_SPREAD = 4.0  # of picture sizes: two octaves
-HARMLESS = frozenset({"hidden", "not_an_image", "duplicate_link", "imbalance"})  # findings that --strict lets pass
 BYTES_PER_PIXEL = 600  # activations and gradients of an 18-layer trunk in float32, per input pixel
 
 
@@ -47,6 +44,7 @@ class Prepared:
         sides: median width and height in pixels of the probed training pictures.
         spread: longer side of large pictures (95th percentile) over that of small ones (5th).
         findings: what a person should know about the data, as `{"code", "count", "detail"}`.
+        look: what the pictures themselves show.
     """
 
     classes: tuple[str, ...]
@@ -56,9 +54,10 @@ class Prepared:
     sides: tuple[int, int]
     spread: float
     findings: tuple[dict[str, Any], ...]
+    look: Look
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def prepare(config: TrainConfig, track: Track = silent) -> Prepared:
     """Index, split and check the data of a run; nothing is written and no network is built.
 
     Raises: MvcrError for everything that makes the folder untrainable.
@@ -84,7 +83,8 @@ def prepare(config: TrainConfig) -> Prepared:
             f"no picture is left to validate on: {len(index.classes)} classes with {different} different pictures in all",
             "give each class two different pictures or more, or a validation folder with --val",
         )
-    findings = tuple(_findings(index, train, val, skipped, missing))
+    look = NOT_LOOKED if _has_begun(config) else look_at(train, val, config, track)
+    findings = tuple(describe(train, val, skipped, missing, look))
     serious = [finding for finding in findings if finding["code"] not in HARMLESS]
     if config.strict and serious:
         raise DataError(
@@ -92,7 +92,13 @@ def prepare(config: TrainConfig) -> Prepared:
             "see them all with --dry-run, or train without --strict",
         )
     sides, spread = _sizes(train)
-    return Prepared(index.classes, train, val, skipped, sides, spread, findings)
+    return Prepared(index.classes, train, val, skipped, sides, spread, findings, look)
+
+
+def _has_begun(config: TrainConfig) -> bool:
+    """A run goes on whose beginning looked at the pictures already."""
+    resumes = config.resume and config.run is not None and (config.run / "config.json").is_file()
+    return resumes and not (config.dry_run or config.strict)
 
 
 def _outside(run: Path, data: Path) -> None:
@@ -100,33 +106,6 @@ def _outside(run: Path, data: Path) -> None:
         raise CannotCreate(
             f"the run {display_name(run)} would be written inside the data folder", "choose a --run outside of it"
         )
-
-
-def _findings(index: FolderIndex, train: tuple[Sample, ...], val: tuple[Sample, ...], skipped: tuple[Problem, ...],
-              missing: tuple[str, ...]) -> list[dict[str, Any]]:  # fmt: skip
-    found = []
-
-    def note(code: str, count: int, detail: str) -> None:
-        if count:
-            found.append({"code": code, "count": count, "detail": detail})
-
-    for code, count in sorted(Counter(problem.code for problem in skipped).items()):
-        example = next(problem for problem in skipped if problem.code == code)
-        note(code, count, f"skipped ({code}): {count}, for example {display_name(example.path)}")
-    pairs = leaks(train, val)
-    note("leak", len(pairs), f"pictures in training and in validation: {len(pairs)}" + _example(pairs))
-    pairs = conflicts(index)
-    note("conflict", len(pairs), f"pictures with two labels: {len(pairs)}" + _example(pairs))
-    names = ", ".join(display_name(name) for name in missing[:5])
-    note("missing_classes", len(missing), f"classes without a validation picture: {len(missing)}: {names}")
-    counts = Counter(sample.label for sample in train)
-    if max(counts.values()) > 20 * min(counts.values()):
-        note("imbalance", 1, f"class sizes run from {min(counts.values())} to {max(counts.values())} pictures")
-    return found
-
-
-def _example(pairs: list[tuple[str, str]]) -> str:
-    return f", for example {display_name(pairs[0][0])} = {display_name(pairs[0][1])}" if pairs else ""
 
 
 def _sizes(samples: tuple[Sample, ...]) -> tuple[tuple[int, int], float]:
@@ -213,6 +192,25 @@ def _fit_epochs(count: int, pretrained: bool) -> int:
     """About 2,000 steps' worth for small sets, never under 10 epochs nor above 100; a third for pretrained weights."""
     epochs = max(10, min(100, round(60_000 / count)))
     return max(5, epochs // 3) if pretrained else epochs
+
+
+def check(config: TrainConfig, prepared: Prepared) -> Iterator[Problem | PicturePair | CheckReport]:
+    """The result of a dry run: every file that is left out, every pair of copies, and the sum of it."""
+    look = prepared.look
+    yield from prepared.skipped
+    yield from look.broken
+    yield from look.pairs
+    yield CheckReport(
+        data=str(config.data),
+        classes=prepared.classes,
+        train_images=len(prepared.train),
+        val_images=len(prepared.val),
+        decoded=look.decoded,
+        compared=look.compared,
+        broken=len(look.broken),
+        skipped=len(prepared.skipped),
+        findings=prepared.findings,
+    )
 
 
 def announce(prepared: Prepared, say: Say) -> None:

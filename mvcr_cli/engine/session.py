@@ -41,6 +41,7 @@ class Session:
     dtype: torch.dtype
     weights: Tensor | None
     scaler: torch.amp.GradScaler
+    held: int = 0  # steps whose gradients wait for the optimiser
 
     def step(self, batch: Batch, step: int, progress: float) -> Tensor:
         """One forward and backward pass, and the optimiser's move when the accumulation is full.
@@ -63,6 +64,7 @@ class Session:
             self._check(loss, batch, step, progress)
         set_lr(self.optimiser, config.lr * lr_factor(progress, config.warmup))
         self.scaler.scale(loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
+        self.held += 1
         if (step + 1) % config.accumulate == 0:
             self._move(step, batch.images.shape[1])
         return loss.detach()
@@ -78,8 +80,17 @@ class Session:
         with frozen_norms(network):
             return unsure_loss(network.view_logits(view, network.taught[0]))
 
+    def flush(self, step: int, side: int) -> None:
+        """Move by the gradients that wait, if any do: at the end of a run, or when the last picture was unreadable."""
+        if self.held:
+            self._move(step, side)
+
     def _move(self, step: int, side: int) -> None:
         self.scaler.unscale_(self.optimiser)
+        if self.held < self.config.accumulate:  # their mean, as that of a full accumulation
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, self.config.accumulate / self.held)
+        self.held = 0
         if self.config.clip:
             clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.scaler.step(self.optimiser)
@@ -112,7 +123,9 @@ class Session:
     def scaler_state(self) -> dict[str, Any]:
         return self.scaler.state_dict()
 
-    def load_state(self, tensors: dict[str, Tensor], scaler: dict[str, Any]) -> None:
+    def load_state(self, tensors: dict[str, Tensor], scaler: dict[str, Any], held: int) -> None:
+        """Raises: RuntimeError, KeyError or ValueError when the tensors are not those of this network."""
+        self.held = held
         self.network.load_state_dict(_part(tensors, "model."))
         self.average.network.load_state_dict(_part(tensors, "average."))
         load_optimiser_state(self.optimiser, tensors)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mvcr_cli import weights
-from mvcr_cli.checkpoint import load_bare
-from mvcr_cli.config import Stem, TrainConfig
+from mvcr_cli.checkpoint import load_named
+from mvcr_cli.config import ModelConfig, Stem, TrainConfig
 from mvcr_cli.engine import Say
-from mvcr_cli.errors import CheckpointError, Unavailable, WriteFailed
+from mvcr_cli.errors import Unavailable, WriteFailed
+from mvcr_cli.models import build
 from mvcr_cli.paths import display_name
 
 DEFAULT_PRETRAINED = "mvcr18"
@@ -27,21 +29,26 @@ class Start:
         pretrained: the trunk is not random, so settings for fine-tuning apply.
         stem: that of the trunk; None where the size of the pictures decides.
         tensors: the trunk's state dict, not recorded.
+        classes: names of the rows of the last layer; empty where the file does not tell. Not recorded.
     """
 
     source: str
     pretrained: bool
     stem: Stem | None = None
     tensors: dict[str, Tensor] | None = field(default=None, repr=False)
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def restored(cls, stored: dict[str, Any]) -> Start:
         return cls(str(stored.get("source")), bool(stored.get("pretrained")), stored.get("stem"))
 
     @classmethod
-    def of_file(cls, source: str, tensors: dict[str, Tensor]) -> Start:
+    def of_file(cls, source: str, path: Path) -> Start:
+        """Raises: InputMissing or CheckpointError when the file cannot be used."""
+        tensors, classes = load_named(path)
         first = tensors.get("conv1.weight")
-        return cls(source, True, "small" if first is not None and first.shape[-1] == 3 else "imagenet", tensors)
+        stem: Stem = "small" if first is not None and first.shape[-1:] == (3,) else "imagenet"
+        return cls(source, True, stem, tensors, classes)
 
     def to_dict(self) -> dict[str, Any]:
         return {"source": self.source, "pretrained": self.pretrained, "stem": self.stem}
@@ -58,12 +65,7 @@ def starting_weights(config: TrainConfig, say: Say) -> Start:
         return Start("random weights", False)
     if config.weights not in ("auto", "imagenet"):
         path = Path(config.weights)
-        if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-            raise CheckpointError(
-                f"{display_name(path)} is a pickle-based torch file, which can run code when it is opened",
-                "save its state dict with safetensors.torch.save_file and give that file to --weights",
-            )
-        return Start.of_file(f"weights of {display_name(path.name)}", load_bare(path))
+        return Start.of_file(f"weights of {display_name(path.name)}", path)
     model = config.model or DEFAULT_PRETRAINED
     if config.weights == "auto" and model not in weights.SOURCES:
         say(f"weights: there are no pretrained weights for {model}; training from scratch")
@@ -75,4 +77,34 @@ def starting_weights(config: TrainConfig, say: Say) -> Start:
             raise
         say(f"weights: no pretrained weights ({error.message}); training from scratch")
         return Start("random weights", False)
-    return Start.of_file(f"ImageNet weights {path.name}", load_bare(path))
+    return Start.of_file(f"ImageNet weights {path.name}", path)
+
+
+def for_classes(start: Start, config: ModelConfig, classes: tuple[str, ...], say: Say) -> dict[str, Tensor] | None:
+    """The first weights for a network of these classes: whatever belongs to a class goes by its name.
+
+    A last layer of as many classes with other names, or without names, would give each class another one's weights. It
+    is left out and starts anew.
+    """
+    if start.tensors is None:
+        return None
+    of_classes = [name for name, shape in _class_tensors(config).items()
+                  if name in start.tensors and start.tensors[name].shape == shape]  # fmt: skip
+    if not of_classes or start.classes == classes:
+        return start.tensors
+    if sorted(start.classes) == sorted(classes):
+        say("weights: they have the classes in another order; the rows of the last layer follow the names")
+        order = [start.classes.index(name) for name in classes]
+        return start.tensors | {name: start.tensors[name][order] for name in of_classes}
+    known = f"classes such as {display_name(start.classes[0], 40)!r}" if start.classes else "classes without names"
+    say(f"weights: they are of {known}; the last layer starts anew")
+    return {name: tensor for name, tensor in start.tensors.items() if name not in of_classes}
+
+
+def _class_tensors(config: ModelConfig) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors with one row a class: those that grow with the number of classes."""
+    with torch.device("meta"):
+        own, larger = (
+            build(replace(config, classes=count)).state_dict() for count in (config.classes, config.classes + 1)
+        )
+    return {name: tensor.shape for name, tensor in own.items() if tensor.shape != larger[name].shape}

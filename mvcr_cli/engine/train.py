@@ -22,7 +22,8 @@ from torch import Tensor
 from mvcr_cli import __version__
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import TrainConfig
-from mvcr_cli.data.loader import PixelCache, Step, TrainingReader, decode_side, epoch_order, evaluation_batches
+from mvcr_cli.data.loader import Batch, PixelCache, Step, TrainingReader, decode_side, epoch_order, evaluation_batches
+from mvcr_cli.data.trail import Trail
 from mvcr_cli.engine import (
     Say,
     Stop,
@@ -33,17 +34,17 @@ from mvcr_cli.engine import (
     say_nothing,
     silent,
 )
-from mvcr_cli.engine.beginning import FREE_SETTINGS, begin, open_run
+from mvcr_cli.engine.beginning import FREE_SETTINGS, begin, open_run, torch_settings_kept
 from mvcr_cli.engine.clock import Clock
 from mvcr_cli.engine.evaluate import infer, summarise
-from mvcr_cli.engine.prepare import Prepared, announce, prepare
+from mvcr_cli.engine.findings import record_findings
+from mvcr_cli.engine.prepare import Prepared, announce, check, prepare
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.schedule import lr_factor, size_at, training_side
 from mvcr_cli.engine.session import Session
-from mvcr_cli.engine.starting import starting_weights
-from mvcr_cli.errors import CannotCreate, DataError
-from mvcr_cli.paths import display_name, write_json
-from mvcr_cli.records import EpochReport, EvalReport, TrainReport, record
+from mvcr_cli.errors import CannotCreate, CheckpointError, DataError
+from mvcr_cli.paths import display_name, json_path, write_json
+from mvcr_cli.records import SCHEMA, CheckReport, EpochReport, EvalReport, PicturePair, Problem, TrainReport, record
 
 VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
 EVALUATION_PIXELS = {"cpu": 8 * 224 * 224}  # of a batch: on a CPU more than that leaves its caches, a tenth slower
@@ -51,8 +52,8 @@ MOST_EVALUATED = 64  # pictures a batch
 
 
 def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
-          stop: Stop = never) -> Iterator[EpochReport | TrainReport]:  # fmt: skip
-    """Train as the config says; the last item is the `TrainReport`.
+          stop: Stop = never) -> Iterator[EpochReport | TrainReport | CheckReport | Problem | PicturePair]:  # fmt: skip
+    """Train as the config says; the last item is the `TrainReport`. A dry run gives problems, pairs and a `CheckReport`.
 
     Args:
         track: progress over the steps.
@@ -63,14 +64,13 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
     """
     clock = Clock(None, config.seconds, config.started if config.started is not None else time.monotonic())
     device = pick_device(config.device)
-    prepared = prepare(config)
+    prepared = prepare(config, track)
     announce(prepared, say)
     if config.dry_run:
+        yield from check(config, prepared)
         return
-    resumes = config.resume and config.run is not None and RunDirectory(config.run).config.exists()
-    start = None if resumes else starting_weights(config, say)
-    run = open_run(config, start)
-    with run.locked():
+    run, start = open_run(config, say)
+    with torch_settings_kept(), run.locked():
         if run.config.exists() and not config.resume:
             raise CannotCreate(
                 f"{display_name(run.path)} holds a run already", "choose another --name, or go on with it: --resume"
@@ -78,11 +78,21 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
         if run.summary.exists():
             say(f"{display_name(run.path)} is finished already; nothing to do")
             return
+        trail = Trail(run.reading)
+        announce_trail(trail, say)
         session = begin(config, prepared, run, start, device, say)
-        trainer = Trainer(session.config, prepared, run, session, clock, say)
+        record_findings(run.path, (*prepared.skipped, *prepared.look.broken, *prepared.look.pairs))
+        trainer = Trainer(session.config, prepared, run, session, clock, say, trail)
         trainer.restore()
-        yield from trainer.epochs(track, stop)
-        yield trainer.finish()
+        with trail.opened():
+            yield from trainer.epochs(track, stop)
+            yield trainer.finish()
+
+
+def announce_trail(trail: Trail, say: Say) -> None:
+    if left := trail.left_behind():
+        say(f"warning: the process before this one was killed or crashed while it read {', '.join(left)}; "
+            "if that happens again at the same picture, take it out")  # fmt: skip
 
 
 @dataclass
@@ -95,6 +105,7 @@ class Trainer:
     session: Session
     clock: Clock
     say: Say
+    trail: Trail | None = None
     step: int = 0
     best: float = -1.0
     best_epoch: int = 0
@@ -105,7 +116,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         assert self.config.batch is not None
-        self.cache = PixelCache(self.config.cache_mb)
+        self.cache = PixelCache(self.config.cache_mb, self.trail)
         self.side = self._largest_side()
         self.per_epoch = max(1, len(self.prepared.train) // self.config.batch)
         if self.config.epochs is not None and self.config.seconds is None:
@@ -117,7 +128,12 @@ class Trainer:
         if state is None:
             return
         tensors, meta = state
-        self.session.load_state(tensors, meta["scaler"])
+        try:
+            self.session.load_state(tensors, meta["scaler"], meta["held"])
+        except (RuntimeError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"the newest state of {display_name(self.run.path)} is not that of this network", "start a new run"
+            ) from error
         self.step, self.best, self.best_epoch = meta["step"], meta["best"], meta["best_epoch"]
         self.pending, self.clock.before = meta["pending"], meta["elapsed"]
         self.records = self.run.read_metrics(meta["records"])
@@ -127,6 +143,10 @@ class Trainer:
     def epochs(self, track: Track, stop: Stop) -> Iterator[EpochReport]:
         """Train until the end or a signal; one report for every validated epoch."""
         self.clock.begin()
+        if self.clock.total_steps is not None and self.config.accumulate > self.clock.total_steps:
+            self.say(
+                f"warning: --accumulate is more than the {self.clock.total_steps} steps of this run: one update in all"
+            )
         if self.pending:
             if report := self._validate(stop):
                 self._save()
@@ -141,9 +161,11 @@ class Trainer:
         mark, mark_step = time.monotonic(), self.step
         for plan, batch in track(batches, total=planned, label="training"):
             if batch is not None:
-                self.losses.append(self.session.step(batch, self.step, self.clock.progress(self.step)))
+                self.losses.append(self._move(batch))
             self.step += 1
             ended = self.clock.finished(self.step)
+            if ended or self.step % self.config.accumulate == 0:
+                self.session.flush(self.step - 1, plan.size)
             epoch_ended = self.step % self.per_epoch == 0
             if epoch_ended or ended:
                 speed = self._speed(mark, mark_step)
@@ -158,6 +180,16 @@ class Trainer:
             if signal or ended or out_of_patience:
                 self.stopped_by = signal or ("patience" if out_of_patience and not ended else "finished")
                 return
+
+    def _move(self, batch: Batch) -> Tensor:
+        progress = self.clock.progress(self.step)
+        try:
+            return self.session.step(batch, self.step, progress)
+        except DataError:
+            paths = [json_path(path)["path"] for path in batch.paths]
+            self.run.note({"record": "nonfinite", "schema": SCHEMA, "step": self.step, "train_loss": None,
+                           "nonfinite": True, "paths": paths})  # fmt: skip
+            raise
 
     def finish(self) -> TrainReport:
         """The end of the run; only a run that came to its end is marked as finished."""
@@ -219,6 +251,10 @@ class Trainer:
     def _validate(self, stop: Stop, size: int | None = None, speed: float = 0.0) -> EpochReport | None:
         """Evaluate the averaged weights, keep them, and record the epoch; None when a signal cut it short."""
         began = time.monotonic()
+        if self.losses and not math.isfinite(self._train_loss()):  # an accelerator is not asked at every step
+            raise DataError(
+                f"the loss was no number before step {self.step}", "lower --lr; the weights saved before are intact"
+            )
         found = self._evaluate(stop)
         if found is None:
             return None
@@ -242,7 +278,8 @@ class Trainer:
         pixels = EVALUATION_PIXELS.get(session.device.type)
         batch = MOST_EVALUATED if pixels is None else min(MOST_EVALUATED, max(1, pixels // session.preprocess.size**2))
         batches = evaluation_batches(self.prepared.val, session.preprocess, batch, self.config.workers, self.cache)
-        kept, probabilities = infer(session.average.network, batches, session.device, session.dtype, stop)
+        # In float32 whatever the training computes in, as `mvcr eval` does: one network has one accuracy.
+        kept, probabilities = infer(session.average.network, batches, session.device, torch.float32, stop)
         if stop():
             return None
         if not kept:
@@ -267,7 +304,7 @@ class Trainer:
             step=self.step,
             size_px=size or self._size(self.step - 1),
             lr=self.config.lr * lr_factor(progress, self.config.warmup),
-            train_loss=float(torch.cat([loss.reshape(-1) for loss in self.losses]).mean()) if self.losses else 0.0,
+            train_loss=self._train_loss(),
             val_loss=found.loss,
             val_accuracy=found.top1.value,
             best_accuracy=self.best,
@@ -276,6 +313,9 @@ class Trainer:
             cpu_seconds=time.process_time(),
             left_seconds=self.clock.left(self.step),
         )
+
+    def _train_loss(self) -> float:
+        return float(torch.cat([loss.reshape(-1) for loss in self.losses]).mean()) if self.losses else 0.0
 
     def _planned_epochs(self, progress: float) -> int | None:
         return max(1, round(self.step / self.per_epoch / progress)) if progress > 0 else None
@@ -299,8 +339,11 @@ class Trainer:
         tensors = self.session.state()
         if self.losses:
             tensors["losses"] = torch.cat([loss.reshape(-1) for loss in self.losses]).cpu()
-        meta = {"scaler": self.session.scaler_state(), "best": self.best, "best_epoch": self.best_epoch,
-                "pending": self.pending, "elapsed": self.clock.elapsed(), "records": len(self.records)}  # fmt: skip
+        meta = {
+            "scaler": self.session.scaler_state(), "held": self.session.held, "best": self.best,
+            "best_epoch": self.best_epoch, "pending": self.pending, "elapsed": self.clock.elapsed(),
+            "records": len(self.records),
+        }  # fmt: skip
         self.run.save_state(self.step, tensors, meta)
 
     def _due(self) -> bool:
@@ -325,7 +368,11 @@ class Trainer:
         return bool(self.records[-1]["epoch"] - self.best_epoch >= patience)
 
     def _report_bad_pictures(self) -> None:
+        """Record the pictures that turned out to be broken, and name those that were not found before the training."""
         bad = sorted(self.cache.problems.values(), key=lambda problem: problem.path)
+        record_findings(self.run.path, bad)
+        told = {problem.path for problem in self.prepared.look.broken}
+        bad = [problem for problem in bad if problem.path not in told]
         if bad:
             names = ", ".join(f"{display_name(problem.path)} ({problem.code})" for problem in bad[:20])
             self.say(f"warning: {len(bad)} pictures could not be read and were left out: {names}")

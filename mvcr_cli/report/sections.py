@@ -12,7 +12,9 @@ from mvcr_cli.report.svg import shown
 
 ADVICE = {
     "leak": "The same pictures are in training and in validation, so the scores are too good.",
-    "duplicate": "The same picture is there more than once.",
+    "conflict": "The same pictures have two labels, and one of them is wrong.",
+    "alike": "Copies of training pictures are in validation, so the scores are too good.",
+    "alike_conflict": "Copies of the same pictures have two labels, and one of them is wrong.",
 }
 GROUPS = {
     "train": "Training",
