@@ -145,7 +145,7 @@ def train(pictures: NDArray[np.uint8], how: Training, seed: int, number: int,
     """Pictures: (sizes, classes, 64, 64)."""
     flat = pictures.reshape(-1, 64, 64)
     labels = np.tile(np.arange(pictures.shape[1]), pictures.shape[0])
-    config = TrainConfig(data=Path(), unsure=how.unsure, batch=BATCH, lr=3e-3, seed=seed,
+    config = TrainConfig(data=Path(), unsure=how.unsure, batch=BATCH, lr=3e-3, ema=0.98, seed=seed,
                          augment=replace(STILL, resolution=how.resolution, zoom=how.zoom))  # fmt: skip
     model = replace(config_for("mvcr10n", CLASSES, scales=how.taught, stem="fine"), width=options.width)
     session = make_session(config, model)

@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """What the tests of trust reached; docs/trust.md quotes these lines."""
+    """What the tests of trust reached."""
     if config.stash[FIGURES]:
         terminalreporter.section("figures")
         for line in config.stash[FIGURES]:
