@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import AugmentConfig, ModelConfig, half_octaves, parse_scales
 from mvcr_cli.data.augment import augment, foreign_view
+from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine.loss import unsure_loss
+from mvcr_cli.engine.starting import Start
 from mvcr_cli.errors import UsageError
 from mvcr_cli.models import build, config_for
 from mvcr_cli.models.mvcr import MultiScaleResNet, frozen_norms, scale_norms
@@ -126,6 +129,16 @@ def test_only_the_pictures_that_are_unsure_are_looked_at_again():
     assert torch.equal(cost == 0.25, cheapest >= mine.sure)
     mine.look = "auto"
     assert torch.equal(mine(x), mine.forward_until_sure(x)[0])
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small", "fine"])
+def test_weights_keep_their_stem(tmp_path, stem):
+    config = replace(config_for("mvcr10n", 2, stem=stem), width=8)
+    made = Checkpoint(
+        config=config, classes=("a", "b"), preprocess=Preprocess(size=64), tensors=build(config).state_dict()
+    )
+    made.save(tmp_path / "w.safetensors")
+    assert Start.of_file("weights", tmp_path / "w.safetensors").stem == stem
 
 
 def test_sureness_runs_from_uniform_to_certain():

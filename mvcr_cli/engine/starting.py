@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mvcr_cli import weights
-from mvcr_cli.checkpoint import load_named
+from mvcr_cli.checkpoint import load_named, read_bytes, unpack
 from mvcr_cli.config import ModelConfig, Stem, TrainConfig
 from mvcr_cli.engine import Say
 from mvcr_cli.errors import Unavailable, WriteFailed
@@ -47,7 +47,10 @@ class Start:
         """Raises: InputMissing or CheckpointError when the file cannot be used."""
         tensors, classes = load_named(path)
         first = tensors.get("conv1.weight")
-        stem: Stem = "small" if first is not None and first.shape[-1:] == (3,) else "imagenet"
+        stem: Stem = "imagenet"
+        if first is not None and first.shape[-1:] == (3,):  # the filter does not tell its stride: own files record it
+            recorded = unpack(read_bytes(path), path)[1].get("model")
+            stem = "fine" if isinstance(recorded, dict) and recorded.get("stem") == "fine" else "small"
         return cls(source, True, stem, tensors, classes)
 
     def to_dict(self) -> dict[str, Any]:
