@@ -209,7 +209,10 @@ def test_the_source_has_no_way_to_run_what_a_file_says():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                own_names = (where, called) == ("mvcr_cli/__init__.py", "import_module")  # of this package, on first use
+                own_names = (where, called) == (
+                    "mvcr_cli/__init__.py",
+                    "import_module",
+                )  # of this package, on first use
                 assert own_names or called not in FORBIDDEN_CALLS, f"{where}:{node.lineno} {called}"
                 assert not any(keyword.arg in ("allow_pickle", "shell") for keyword in node.keywords), where
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
