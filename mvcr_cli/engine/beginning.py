@@ -35,15 +35,14 @@ FREE_SETTINGS = frozenset({"data", "val", "run", "resume", "started", "workers",
 def torch_settings_kept() -> Iterator[None]:
     """Training sets what torch keeps for the whole process; whoever called it gets back what was there."""
     threads, random_state = torch.get_num_threads(), torch.get_rng_state()
-    exact = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    exact = torch.get_deterministic_debug_mode()
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.set_rng_state(random_state)
-        torch.use_deterministic_algorithms(exact, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(exact)
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
@@ -82,7 +81,8 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     )
     assert settings.imgsz is not None and settings.model is not None and settings.threads is not None
     torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    # What `use_deterministic_algorithms` does, without the compiler that it loads only to tell it.
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "warn")
     # Every operation here writes what it allocates, so filling the memory first is time for nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(settings.seed)

@@ -85,7 +85,7 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
         trainer.restore()
         with trail.opened():
             yield from trainer.epochs(track, stop)
-            yield trainer.finish()
+        yield trainer.finish()
 
 
 def announce_trail(trail: Trail, say: Say) -> None:

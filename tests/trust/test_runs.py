@@ -23,6 +23,7 @@ import torch
 from small_run import settings, shapes, stop_at, trained
 
 from mvcr_cli.checkpoint import Checkpoint, pack
+from mvcr_cli.cli import main
 from mvcr_cli.config import EvalConfig, ExportConfig
 from mvcr_cli.data.loader import TrainingReader
 from mvcr_cli.engine import train as train_module
@@ -116,6 +117,26 @@ def test_killed_at_random_moments_a_run_ends_bit_for_bit_as_if_undisturbed(
     figure(f"{found['signals']} signals over {found['runs']} runs, {len(found['faults'])} faults; {found['exits']}")
     assert found["faults"] == []
     assert found["signals"] >= kills
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("fate", ["becomes another error", "is lost"])
+def test_a_signal_that_an_import_swallows_still_ends_the_program(monkeypatch, capfd, number, code, fate):
+    """An import that a signal cuts short leaves half a module, whose error would look like a defect of ours."""
+
+    def interrupted(*_: object, **__: object) -> NoReturn:
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException:
+            if fate == "becomes another error":
+                raise AttributeError("partially initialized module") from None
+        raise InputMissing("nothing to do")
+
+    monkeypatch.setattr("mvcr_cli.engine.evaluate.evaluate", interrupted)
+    with pytest.raises(SystemExit) as left:
+        main(["eval"])
+    assert left.value.code == code
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("leftover", ["split.json", ".config.json.0a1b2c3d.tmp", ".lock", ".reading"])
@@ -297,12 +318,19 @@ def test_of_eight_starters_one_has_the_run_and_seven_are_told(tmp_path, figure):
     for turn in range(30):
         run = tmp_path / str(turn)
 
-        def begin(_: int, path: Path = run) -> None:
+        def begin(number: int, path: Path = run) -> None:
             run = RunDirectory(path)
             run.create()
-            with run.locked():
-                run.config.write_text("{}")
-                time.sleep(0.1)
+            told = path.with_suffix(".told")
+            try:
+                with run.locked():
+                    run.config.write_text("{}")
+                    until = time.monotonic() + 60
+                    while len(list(told.parent.glob(f"{path.name}.told*"))) < 7 and time.monotonic() < until:
+                        time.sleep(0.01)
+            except RunBusy:
+                told.with_suffix(f".told{number}").touch()
+                raise
 
         codes = in_children(8, begin)
         assert sorted(codes) == [0, *[75] * 7]
@@ -507,8 +535,8 @@ def test_links_in_a_run_from_a_stranger_lead_to_no_write_elsewhere(data, begun, 
     before = digests(precious) | {".lock": (precious / ".lock").read_text()}
     trained(data, run, resume=True)
     assert digests(precious) | {".lock": (precious / ".lock").read_text()} == before
-    Checkpoint.load(run / "weights" / "best.safetensors")
-    assert not (run / "weights" / "best.safetensors").is_symlink()
+    Checkpoint.load(run / "weights" / "last.safetensors")
+    assert not (run / "weights" / "last.safetensors").is_symlink()
 
 
 def damaged_json(content: bytes, chance: random.Random) -> bytes:
