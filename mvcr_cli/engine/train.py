@@ -192,6 +192,7 @@ class Trainer:
     def finish(self) -> TrainReport:
         """The end of the run; only a run that came to its end is marked as finished."""
         last = self.records[-1]["val_accuracy"] if self.records else 0.0
+        broken = {problem.path for problem in self.prepared.look.broken} | set(self.cache.problems)
         report = TrainReport(
             run=str(self.run.path),
             best_accuracy=max(self.best, 0.0),
@@ -203,7 +204,7 @@ class Trainer:
             stopped_by=self.stopped_by,
             train_images=len(self.prepared.train),
             val_images=len(self.prepared.val),
-            skipped=len(self.prepared.skipped) + len(self.cache.problems),
+            skipped=len(self.prepared.skipped) + len(broken),
             peak_rss_mb=peak_rss_mb(),
         )
         self._report_bad_pictures()
