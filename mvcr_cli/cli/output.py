@@ -104,6 +104,8 @@ class Output:
         Raises: ReaderLeftError, WriteFailed.
         """
         assert self._data is not None
+        if self._bars is not None and self._bars.shown and self.data_is_terminal:
+            self._bars.hide()  # else the text would go on in the line of the bar
         try:
             self._data.write(text)
             self._data.flush()

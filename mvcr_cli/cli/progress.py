@@ -59,6 +59,7 @@ class Bars:
                 yield item
                 self._progress.update(task, advance=1, status=self.status)
                 if time.monotonic() - self._refreshed > REFRESH_SECONDS:
+                    self._progress.start()  # it may be hidden
                     self._progress.refresh()
                     self._refreshed = time.monotonic()
         finally:
@@ -68,6 +69,10 @@ class Bars:
 
     def say(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)
+
+    def hide(self) -> None:
+        """Erase the line of the bar; the next refresh draws it again."""
+        self._progress.stop()
 
     def stop(self) -> None:
         self._progress.stop()

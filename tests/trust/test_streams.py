@@ -55,12 +55,30 @@ def test_records_on_a_terminal_are_the_same_lines(name: str, trained_place: Plac
     assert lines
     if (tmp_path / "new").exists():
         (tmp_path / "new").rename(tmp_path / "old")
-    code, shown, _ = place.forks.on_terminal(*argv_of(name, tmp_path), cwd=place.root, columns=5000)
+    code, shown, _ = place.forks.on_terminal(*argv_of(name, tmp_path), cwd=place.root)
     assert code == 0
-    bars = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)")
-    records = [line for line in bars.sub("", shown.decode()).split("\r\n") if line.startswith('{"record"')]
+    records = [line for line in left_on_screen(shown) if '"record"' in line]
     assert len(records) == len(lines)
     assert all(json.loads(line) for line in records)
+
+
+def left_on_screen(shown: bytes) -> list[str]:
+    """Lines without what was erased and without colours."""
+    lines = [line.split("\x1b[2K")[-1] for line in shown.decode().split("\r\n")]
+    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line) for line in lines]
+
+
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_a_bar_and_the_records_never_share_a_line(options: list[str], trained_place: Place) -> None:
+    """A prediction that takes long enough for the bar to be drawn again and again."""
+    inputs = ["data"] * 60
+    argv = ["predict", *inputs, "--run", "runs/done", "--workers", "1", "--batch", "1", *options]
+    code, shown, _ = trained_place.forks.on_terminal(*argv, cwd=trained_place.root)
+    assert code == 0
+    assert shown.count(b"predicting") > 3
+    pictures = [line for line in left_on_screen(shown) if ".png" in line]
+    assert len(pictures) == 60 * 32
+    assert not [line for line in pictures if not line.startswith("data/" if not options else '{"record": "prediction"')]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
