@@ -103,7 +103,7 @@ class Checkpoint:
         try:
             config = ModelConfig.from_dict(meta["model"])
             preprocess = Preprocess.from_dict(meta["preprocess"])
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
             raise CheckpointError(f"{shown} does not describe a network: {display_name(str(error))}") from error
         classes = check_classes(meta.get("classes"), config.classes, shown)
         _check_tensors(tensors, config, shown)

@@ -339,9 +339,9 @@ def test_of_eight_starters_one_has_the_run_and_seven_are_told(tmp_path, figure):
 
 def test_starters_without_a_name_get_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for _ in range(10):
+    for _ in range(4):
         assert in_children(8, lambda _: RunDirectory.numbered("m")) == [0] * 8
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(f"m-{n}" for n in range(1, 81))
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(f"m-{n}" for n in range(1, 33))
 
 
 def test_the_lock_of_a_killed_process_is_gone_with_it(tmp_path):
@@ -564,7 +564,7 @@ def damaged_json(content: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["config.json", "split.json", "metrics.jsonl"])
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_records_give_a_sentence_or_a_run(data, begun, tmp_path, name, count, monkeypatch, figure):
     """Resuming and evaluating on records with random damage: our own errors, or none."""
     monkeypatch.setattr(train_module.Trainer, "epochs", lambda *_: iter(()))
