@@ -178,7 +178,7 @@ def _load_everything() -> None:
     """What a training imports, and the smallest of all networks: the laws are the same."""
     import dataclasses
 
-    import torch._inductor.config  # what the optimiser loads when it is made
+    import torch._inductor.config  # noqa: F401, what the optimiser loads when it is made
 
     import mvcr_cli.engine.train
     import mvcr_cli.report.html
