@@ -26,7 +26,7 @@ VISIBLE = [name for name in HOSTILE_NAMES if not name.startswith(b".")]
 CLASSES = {class_name(os.fsdecode(name)) for name in VISIBLE} | {"zoo"}
 # What no name may send to a terminal: controls, and characters that hide or turn what stands around them.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-RICH = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\r?\x1b\[2K|\x1b\[\d*A")  # colours, cursor, and lines drawn anew
+RICH = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]\r?|\r?\x1b\[2K|\x1b\[\d*A")  # colours, cursor, and lines drawn anew
 
 COMMANDS = {
     "dry run": ["train", "data", "--dry-run"],
@@ -40,7 +40,7 @@ COMMANDS = {
     "predict csv": ["predict", "data", "--run", "runs/done", "--workers", "1", "--batch", "64", "--format", "csv"],
     "predict bad": ["predict", "bad", "nowhere\x1b]0;title\x07\u202e.jpg", "[/b]*[/b]", "--run", "runs/done"],
     "export": ["export", "--run", "runs/done", "--format", "safetensors", "--out", "{new}", "--images", "4"],
-    "export there": ["export", "--run", "runs/done", "--format", "safetensors", "--out", "bad/\x1b[31m.png"],
+    "export there": ["export", "--run", "runs/done", "--format", "safetensors", "--out", "bad/\x1b[31mred\x1b[0m\x1b]0;title\x07.png"],
     "benchmark": ["benchmark", "--data", "data", "--run", "runs/done", "--imgsz", "32", "--batch", "1", "--rounds", "1",
                   "--no-onnx", "--no-train"],
     "no data": ["train", "no\x1b[31m\rwhere\u202e"],
@@ -106,9 +106,8 @@ def test_classes_are_the_folders_and_nothing_is_lost(place: Place) -> None:
     config = json.loads((place.run / "config.json").read_text())
     assert set(config["classes"]) == CLASSES
     assert {"007", "None", "true", "1e5", "-rf", "--help", "CON"} <= set(config["classes"])
-    assert {one["code"]: one["count"] for one in config["findings"]} | {"twin_classes": 2, "hidden": 1} == {
-        one["code"]: one["count"] for one in config["findings"]
-    }
+    counts = {one["code"]: one["count"] for one in config["findings"]}
+    assert (counts["twin_classes"], counts["hidden"]) == (2, len(HOSTILE_NAMES) - len(VISIBLE))
     split = json.loads((place.run / "split.json").read_text())
     paths = [os.path.join(split["root"], row[0]) for row in split["train"] + split["val"]]
     assert len(paths) == len(set(paths)) == 2 * len(VISIBLE) + len(VISIBLE) + 2
@@ -158,7 +157,8 @@ def test_results_of_an_evaluation_keep_every_name(place: Place, tmp_path: Path) 
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().split("\n")[:-1]]
     assert len(lines) == report["images"]
     assert all(os.path.isfile(exact(line)) for line in lines)
-    assert len(list(csv.reader((tmp_path / "out/predictions.csv").open(newline="")))) == 1 + len(lines)
+    rows = csv.reader(io.StringIO((tmp_path / "out/predictions.csv").read_text()))
+    assert len(list(rows)) == 1 + len(lines)
 
 
 class Tags(HTMLParser):
