@@ -40,7 +40,7 @@ COMMANDS = {
     "predict csv": ["predict", "data", "--run", "runs/done", "--workers", "1", "--batch", "64", "--format", "csv"],
     "predict bad": ["predict", "bad", "nowhere\x1b]0;title\x07\u202e.jpg", "[/b]*[/b]", "--run", "runs/done"],
     "export": ["export", "--run", "runs/done", "--format", "safetensors", "--out", "{new}", "--images", "4"],
-    "export there": ["export", "--run", "runs/done", "--format", "safetensors", "--out", "bad/\x1b[31mred\x1b[0m\x1b]0;title\x07.png"],
+    "export there": ["export", "--run", "runs/done", "--out", "bad/\x1b[31mred\x1b[0m\x1b]0;title\x07.png"],
     "benchmark": ["benchmark", "--data", "data", "--run", "runs/done", "--imgsz", "32", "--batch", "1", "--rounds", "1",
                   "--no-onnx", "--no-train"],
     "no data": ["train", "no\x1b[31m\rwhere\u202e"],
