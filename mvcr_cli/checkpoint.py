@@ -22,7 +22,14 @@ from torch import Tensor
 from mvcr_cli import __version__
 from mvcr_cli.config import ModelConfig
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.errors import CheckpointError, ConfigMismatch, InputMissing, NotPermitted, UsageError
+from mvcr_cli.errors import (
+    CheckpointError,
+    ConfigMismatch,
+    InputMissing,
+    NotPermitted,
+    UsageError,
+    is_out_of_memory,
+)
 from mvcr_cli.models import Network, build
 from mvcr_cli.paths import display_name, write_whole
 
@@ -146,6 +153,8 @@ def unpack(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load(raw)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        if is_out_of_memory(error):  # which is no fault of the file
+            raise
         raise CheckpointError(f"{shown} is damaged: {display_name(str(error))}") from error
     return tensors, meta
 

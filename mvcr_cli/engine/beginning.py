@@ -14,7 +14,7 @@ import torch
 from mvcr_cli import __version__
 from mvcr_cli.config import ModelConfig, TrainConfig
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.engine import Say, available_cores, default_workers, pick_precision
+from mvcr_cli.engine import Say, default_workers, pick_precision
 from mvcr_cli.engine.evaluate import split_record
 from mvcr_cli.engine.loss import class_weights
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
@@ -26,7 +26,8 @@ from mvcr_cli.errors import CannotCreate, ConfigMismatch, UsageError
 from mvcr_cli.models import build, config_for, load_trunk, useful_scales
 from mvcr_cli.paths import display_name, to_json, write_json
 
-# Settings that do not change the result; they may differ when a run is resumed, and stay out of the weights file.
+# Settings that do not change the result, but for the last bits of it in the case of `threads`; they may differ when a
+# run is resumed, and stay out of the weights file.
 FREE_SETTINGS = frozenset({"data", "val", "run", "resume", "started", "workers", "threads", "cache_mb", "dry_run", "offline",
                    "strict", "save_every", "device", "follow_links"})  # fmt: skip
 
@@ -89,6 +90,8 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     stem = start.stem or stem_for(settings.imgsz)
     model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem)
     model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
+    if stored and settings.threads != stored["train"].get("threads"):
+        say(f"warning: --threads was {stored['train'].get('threads')}: the result will differ in its last bits")
     session = _session(settings, prepared, start, model, device, say)
     precision = str(session.dtype).removeprefix("torch.")
     if stored is None:
@@ -133,11 +136,10 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     Raises: ConfigMismatch that names the first contradiction.
     """
     was = stored["train"]
-    fitted = {key: was.get(key) for key in ("model", "imgsz", "batch", "epochs", "lr") if getattr(config, key) is None}
+    # The number of threads decides in which order sums are made, and with that the last bits of a result.
+    open_ = [key for key in ("model", "imgsz", "batch", "epochs", "lr", "threads") if getattr(config, key) is None]
     try:
-        config = replace(
-            config, **fitted, workers=default_workers(config.workers), threads=config.threads or available_cores()
-        )
+        config = replace(config, **{key: was.get(key) for key in open_}, workers=default_workers(config.workers))
     except (TypeError, UsageError) as error:
         raise ConfigMismatch(
             f"{display_name(run.config)} is no record of a run", "start a new run without --resume"

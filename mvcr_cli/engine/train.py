@@ -42,7 +42,7 @@ from mvcr_cli.engine.prepare import Prepared, announce, check, prepare
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.schedule import lr_factor, size_at
 from mvcr_cli.engine.session import Session
-from mvcr_cli.errors import CannotCreate, CheckpointError, DataError
+from mvcr_cli.errors import CannotCreate, CheckpointError, DataError, is_out_of_memory
 from mvcr_cli.paths import display_name, json_path, write_json
 from mvcr_cli.records import SCHEMA, CheckReport, EpochReport, EvalReport, PicturePair, Problem, TrainReport, record
 
@@ -129,6 +129,8 @@ class Trainer:
         try:
             self.session.load_state(tensors, meta["scaler"], meta["held"])
         except (RuntimeError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise CheckpointError(
                 f"the newest state of {display_name(self.run.path)} is not that of this network", "start a new run"
             ) from error
