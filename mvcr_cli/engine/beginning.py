@@ -96,7 +96,8 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     precision = str(session.dtype).removeprefix("torch.")
     if stored is None:
         _record(run, settings, prepared, start, session, precision)
-    length = f"{settings.seconds:.0f} s" if settings.seconds else f"{settings.epochs} epochs"
+    epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs} epochs"
+    length = f"{settings.seconds:.0f} s" if settings.seconds else epochs
     say(
         f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, batch "
         f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"

@@ -112,6 +112,7 @@ class Trainer:
     pending: bool = False  # an epoch is complete but not validated yet
     records: list[dict[str, Any]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
+    track: Track = silent
 
     def __post_init__(self) -> None:
         assert self.config.batch is not None
@@ -142,6 +143,7 @@ class Trainer:
 
     def epochs(self, track: Track, stop: Stop) -> Iterator[EpochReport]:
         """Train until the end or a signal; one report for every validated epoch."""
+        self.track = track
         self.clock.begin()
         if self.clock.total_steps is not None and self.config.accumulate > self.clock.total_steps:
             self.say(
@@ -159,7 +161,7 @@ class Trainer:
         if self.clock.total_steps is not None and self.step >= self.clock.total_steps:
             batches = iter(())
         mark, mark_step = time.monotonic(), self.step
-        for plan, batch in track(batches, total=planned, label="training"):
+        for plan, batch in track(batches, total=planned, label="step"):
             if batch is not None:
                 self.losses.append(self._move(batch))
             self.step += 1
@@ -268,8 +270,9 @@ class Trainer:
         batches = evaluation_batches(
             self.prepared.val, session.preprocess, EVALUATION_BATCH, self.config.workers, self.cache
         )
+        shown = self.track(batches, total=-(-len(self.prepared.val) // EVALUATION_BATCH), label="validating, batch")
         # In float32 whatever the training computes in, as `mvcr eval` does: one network has one accuracy.
-        kept, probabilities = infer(session.average.network, batches, session.device, torch.float32, stop)
+        kept, probabilities = infer(session.average.network, shown, session.device, torch.float32, stop)
         if stop():
             return None
         if not kept:
