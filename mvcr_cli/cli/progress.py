@@ -25,20 +25,21 @@ REFRESH_SECONDS = 0.5  # drawing takes as long as a small training step
 
 
 class _StatusColumn(ProgressColumn):
-    """What the loop has to say, or else its speed."""
+    """What the loop has to say, or else its speed; the one column that gives way in a narrow terminal."""
 
     def __init__(self) -> None:
-        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
+        super().__init__(Column())
 
     def render(self, task: Task) -> Text:
-        return Text(task.fields["status"] or ("" if task.speed is None else f"{task.speed:,.1f}/s"))
+        text = task.fields["status"] or ("" if task.speed is None else f"{task.speed:,.1f}/s")
+        return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 class _LeftColumn(TimeRemainingColumn):
     """Time left as the loop itself estimates it, or else as the speed so far says."""
 
     def __init__(self) -> None:
-        super().__init__(compact=True)
+        super().__init__(compact=True, table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
         ends = task.fields["ends"]
@@ -57,9 +58,9 @@ class Bars:
         self._outer: TaskID | None = None  # what is noted is about this loop, and not about one inside of it
         self._console = Console(file=file, markup=False, highlight=False, emoji=False)
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=10),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=10, table_column=Column(no_wrap=True)),
             _LeftColumn(),
             _StatusColumn(),
             console=self._console,

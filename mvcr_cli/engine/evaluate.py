@@ -68,7 +68,7 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
     cache = PixelCache(0)
     batches = evaluation_batches(samples, checkpoint.preprocess, config.batch, default_workers(config.workers), cache)
     kept, probabilities = infer(
-        network, track(batches, total=-(-len(samples) // config.batch), label="evaluating, batch"), device,
+        network, track(batches, total=-(-len(samples) // config.batch), label="evaluating"), device,
         pick_precision(config.precision, device),
     )  # fmt: skip
     problems += cache.problems.values()

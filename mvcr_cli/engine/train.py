@@ -270,7 +270,7 @@ class Trainer:
         batches = evaluation_batches(
             self.prepared.val, session.preprocess, EVALUATION_BATCH, self.config.workers, self.cache
         )
-        shown = self.track(batches, total=-(-len(self.prepared.val) // EVALUATION_BATCH), label="validating, batch")
+        shown = self.track(batches, total=-(-len(self.prepared.val) // EVALUATION_BATCH), label="validating")
         # In float32 whatever the training computes in, as `mvcr eval` does: one network has one accuracy.
         kept, probabilities = infer(session.average.network, shown, session.device, torch.float32, stop)
         if stop():
