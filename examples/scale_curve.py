@@ -5,7 +5,7 @@ recipe, two-sided size jitter (--zoom) and wall time. One plain network gives th
 looked at once, its verdicts over all views averaged (pyramid test-time augmentation), and the surest view alone. The last rows
 train doubt at foreign scales (--unsure), resolution jitter (--resolution), and both.
 
-    python examples/scale_curve.py DATA WORK [--time 2m] [--seeds 0 1 2] [--model 10n] [--imgsz 64] [--views 4..1/4]
+    python examples/scale_curve.py DATA WORK [--budget "--time 2m"] [--seeds 0 1 2] [--trunk 10n] [--imgsz 64] [--views 4..1/4]
                                    [--options "--turn --vflip ..."]
 
 Accuracy by `mvcr eval DATA --scales 1/4..4`: pictures re-rendered at each factor, nothing cut off, the last weights. Prints

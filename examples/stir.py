@@ -49,7 +49,7 @@ BLACK = (0, 0, 0)
 WIDE, NARROW, PYRAMID = half_octaves(4, 0.25), half_octaves(2, 0.5), (1.0, 0.5, 0.25)
 BATCH = 32
 CLASSES = 36
-SURE = 0.8  # 1 minus normalised entropy, at which the rule "cheapest first" stops
+SURE = ModelConfig.sure  # 1 minus normalised entropy, at which the rule "cheapest first" stops
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ from torch import Tensor
 from mvcr_cli import __version__
 from mvcr_cli.config import ModelConfig
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.errors import CheckpointError, ConfigMismatch, InputMissing, NotPermitted, UsageError
+from mvcr_cli.errors import (
+    CheckpointError,
+    ConfigMismatch,
+    InputMissing,
+    NotPermitted,
+    UsageError,
+    is_out_of_memory,
+)
 from mvcr_cli.models import Network, build
 from mvcr_cli.paths import display_name, write_whole
 
@@ -103,7 +110,7 @@ class Checkpoint:
         try:
             config = ModelConfig.from_dict(meta["model"])
             preprocess = Preprocess.from_dict(meta["preprocess"])
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, UsageError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
             raise CheckpointError(f"{shown} does not describe a network: {display_name(str(error))}") from error
         classes = check_classes(meta.get("classes"), config.classes, shown)
         _check_tensors(tensors, config, shown)
@@ -146,6 +153,8 @@ def unpack(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load(raw)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        if is_out_of_memory(error):  # which is no fault of the file
+            raise
         raise CheckpointError(f"{shown} is damaged: {display_name(str(error))}") from error
     return tensors, meta
 

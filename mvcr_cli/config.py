@@ -342,6 +342,8 @@ class TrainConfig:
         _check(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "between 0 and 1")
         _check(0 <= self.distill <= 100, "--distill", self.distill, "between 0 and 100")
         _check(0 <= self.unsure <= 10, "--unsure", self.unsure, "between 0 (off) and 10")
+        if self.unsure and self.model == "cnn":
+            raise UsageError("--unsure: the model cnn has no views to doubt", "choose another --model")
         _check(0 <= self.ema < 1, "--ema", self.ema, "between 0 (off) and 1")
         _check(self.patience >= 0, "--patience", self.patience, "0 (never) or more")
         _check(0 <= self.cache_mb <= 1 << 20, "--cache", self.cache_mb, "between 0 and 1,048,576 MiB")

@@ -55,7 +55,7 @@ class PicturePair:
     """Two pictures of a data set that should not both be where they are.
 
     Codes: `leak`, the same picture in training and in validation; `conflict`, the same picture with two labels; `alike`
-    and `alike_conflict`, the same for pictures that differ in encoding, size or noise only.
+    and `alike_conflict`, the same for pictures that look the same: other encodings and sizes, or scenes that hardly differ.
     """
 
     path: str

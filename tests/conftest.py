@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from forked import Forks
+    from small_commands import Place
 
 SHAPES = {"circle": (220, 60, 40), "square": (40, 90, 220), "triangle": (60, 170, 70)}
 
@@ -82,3 +87,27 @@ def draw() -> Callable[[Path, int, int], None]:
                 draw_shape(shape, number).save(root / shape / f"{number:03d}.png")
 
     return build
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Starts command lines in processes of their own."""
+    from forked import Forks
+
+    server = Forks(tmp_path_factory.mktemp("streams"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def trained_place(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    from small_commands import plain_place
+
+    return plain_place(tmp_path_factory.mktemp("place"), forks)
+
+
+@pytest.fixture(scope="session")
+def named_place(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    from small_commands import hostile_place
+
+    return hostile_place(tmp_path_factory.mktemp("named"), forks)

@@ -72,6 +72,7 @@ REFUSED = [
     "train d --time 1s",
     "train d --scales 1/2",
     "train d --scales 1,x",
+    "train d --unsure 0.3 --model cnn",
     "train d --model mvcr19",
     "train d --model ../../x",
     "train d --name ../../x",

@@ -183,8 +183,8 @@ def test_every_kind_of_copy_is_told_before_training_and_kept(leaky: Path, tmp_pa
     said: list[str] = []
     trained(leaky, tmp_path / "run", say=said.append, epochs=1)
     for words in ("pictures in training and in validation: 2, for example", "pictures with two labels: 1, for example",
-                  "copies of a training picture but for encoding or size: 1, for example",
-                  "two labels that are copies but for encoding or size: 1, for example",
+                  "look the same as a training picture: 1, for example",
+                  "two labels that look the same: 1, for example",
                   "cannot be decoded (corrupt): 1 of 38 pictures looked at: "):  # fmt: skip
         assert sum(words in line for line in said) == 1, words
     begins = next(number for number, line in enumerate(said) if line.startswith("run "))

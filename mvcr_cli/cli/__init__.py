@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None, *, started: float | None = None) -> 
         argv: arguments without the program's name; None takes those of the process.
         started: `time.monotonic()` when the program started, for `--time`.
     """
-    with Output() as output, signals.sigterm_ends_the_program():
+    with Output() as output, signals.signals_end_the_program() as ending:
         code = _run(argv, Session(output, time.monotonic() if started is None else started))
-    sys.exit(code)
+    sys.exit(code if ending.code is None else ending.code)
 
 
 def _run(argv: Sequence[str] | None, session: Session) -> int:
@@ -90,6 +90,8 @@ def _run(argv: Sequence[str] | None, session: Session) -> int:
         # Typer answers a closed pipe under `--help`, or under a stray print, with 1.
         return ExitCode.PIPE_CLOSED if error.code == 1 else int(error.code or 0)
     except Exception as error:
+        if signals.ending.code is not None:  # an import or a call that the signal cut short, in its own words
+            return signals.ending.code
         known = explain(error)
         if known is None:
             session.output.bug(error)

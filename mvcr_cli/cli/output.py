@@ -104,6 +104,8 @@ class Output:
         Raises: ReaderLeftError, WriteFailed.
         """
         assert self._data is not None
+        if self._bars is not None and self._bars.shown and self.data_is_terminal:
+            self._bars.hide()  # else the text would go on in the line of the bar
         try:
             self._data.write(text)
             self._data.flush()
@@ -169,9 +171,11 @@ class Output:
         """One line an epoch; a progress bar keeps its numbers in sight."""
         from mvcr_cli.cli import tables
 
-        if self._bars is not None:
-            self._bars.status = tables.epoch_status(report)
-        self.say(tables.epoch_line(report))
+        if self._bars is None:
+            self.say(tables.epoch_line(report))
+        else:
+            self._bars.note(tables.epoch_status(report), report.left_seconds)
+            self.say(tables.epoch_line(report, self._bars.width))
 
     def problems(self, problems: Iterable[Problem]) -> None:
         """One line an error code: how many files, and the first of their names."""

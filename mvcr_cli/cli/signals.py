@@ -1,4 +1,4 @@
-"""SIGTERM ends the program with 143, and training asks here whether it should save and stop."""
+"""SIGTERM and Ctrl-C end the program with 143 and 130, and training asks here whether it should save and stop."""
 
 from __future__ import annotations
 
@@ -15,11 +15,31 @@ CODES = {"SIGINT": ExitCode.INTERRUPTED, "SIGTERM": ExitCode.TERMINATED}
 Handler = Callable[[int, FrameType | None], None]
 
 
+class Ending:
+    """Which signal has asked the program to end, if one has.
+
+    The exception that a signal raises may arrive as another one, or not at all: an import that it cuts short fails later
+    in its own words, and what is raised in a finaliser is lost. So the signal itself is kept.
+    """
+
+    asked_by: str | None = None
+
+    @property
+    def code(self) -> ExitCode | None:
+        return None if self.asked_by is None else CODES[self.asked_by]
+
+
+ending = Ending()
+
+
 @contextmanager
-def sigterm_ends_the_program() -> Iterator[None]:
-    """SIGTERM becomes `SystemExit(143)`, so that files are closed and the cursor comes back."""
-    with _handling({signal.SIGTERM: _end(os.getpid())}):
-        yield
+def signals_end_the_program() -> Iterator[Ending]:
+    """SIGTERM and Ctrl-C become `SystemExit`, so that files are closed and the cursor comes back."""
+    ending.asked_by = None
+    # A shell starts background jobs with SIGINT ignored; that stays so.
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    with _handling(dict.fromkeys(numbers, _end(os.getpid()))):
+        yield ending
 
 
 class StopRequest:
@@ -35,6 +55,7 @@ class StopRequest:
         self._restore: list[tuple[int, signal.Handlers | Handler | int | None]] = []
 
     def __call__(self) -> str | None:
+        self.asked_by = self.asked_by or ending.asked_by
         if not self._restore and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 # A shell starts background jobs with SIGINT ignored; that stays so.
@@ -61,7 +82,8 @@ def _end(owner: int) -> Handler:
         if os.getpid() != owner:  # a forked worker: dies as if nobody had installed anything
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise SystemExit(int(CODES[signal.Signals(number).name]))
+        ending.asked_by = signal.Signals(number).name
+        raise SystemExit(int(CODES[ending.asked_by]))
 
     return end
 

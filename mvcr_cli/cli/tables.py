@@ -44,21 +44,31 @@ def duration(seconds: float) -> str:
 
 
 def epoch_status(report: EpochReport) -> str:
-    """What a progress bar keeps in sight of the last validated epoch."""
+    """What a progress bar keeps in sight of the last validated epoch, the most important first."""
     return (
-        f"epoch {report.epoch}  loss {report.train_loss:.3f}  val {percent(report.val_accuracy)}"
-        f"  {report.images_per_second:,.0f} images/s"
+        f"epoch {report.epoch}: val {percent(report.val_accuracy)}, loss {report.train_loss:.3f},"
+        f" {report.images_per_second:,.0f} images/s"
     )
 
 
-def epoch_line(report: EpochReport) -> str:
+def epoch_line(report: EpochReport, width: int | None = None) -> str:
+    """One validated epoch; in fewer columns than it needs, the less important parts are left out."""
     of = "" if report.epochs is None else f"/{report.epochs}"
-    left = "" if report.left_seconds is None else f"  {duration(report.left_seconds)} left"
-    return (
-        f"epoch {report.epoch}{of}  step {report.step:,}  {report.size_px} px  loss {report.train_loss:.3f}"
-        f"  val {percent(report.val_accuracy)} (best {percent(report.best_accuracy)})"
-        f"  {report.images_per_second:,.0f} images/s{left}"
-    )
+    left = "" if report.left_seconds is None else f"{duration(report.left_seconds)} left"
+    parts = [
+        f"epoch {report.epoch}{of}", f"step {report.step:,}", f"{report.size_px} px", f"loss {report.train_loss:.3f}",
+        f"val {percent(report.val_accuracy)}", f"(best {percent(report.best_accuracy)})",
+        f"{report.images_per_second:,.0f} images/s", left,
+    ]  # fmt: skip
+    for place in (2, 5, 1, 6):  # size, best, step, speed
+        if width is None or len(_joined(parts)) <= width:
+            break
+        parts[place] = ""
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return "  ".join(filter(None, parts)).replace("  (best", " (best")
 
 
 def training(report: TrainReport) -> str:

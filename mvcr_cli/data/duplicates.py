@@ -57,7 +57,7 @@ def _read(path: str) -> Fingerprint | Problem:
 
 def fingerprint(image: Image.Image, size: tuple[int, int]) -> Fingerprint:
     """The fingerprint of an upright RGB picture. `size` in pixels is that of the file, should `image` be reduced."""
-    digest = hashlib.blake2b(repr(size).encode(), digest_size=16)
+    digest = hashlib.sha256(repr(size).encode())
     digest.update(image.tobytes())
     grey = image.convert("L").resize((_WIDTH, _HEIGHT), Image.Resampling.BILINEAR, reducing_gap=3.0)
     values = np.asarray(grey, np.float32)

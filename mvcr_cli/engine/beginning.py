@@ -14,7 +14,7 @@ import torch
 from mvcr_cli import __version__
 from mvcr_cli.config import ModelConfig, TrainConfig, factor_text
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.engine import Say, available_cores, default_workers, pick_precision
+from mvcr_cli.engine import Say, default_workers, pick_precision
 from mvcr_cli.engine.evaluate import split_record
 from mvcr_cli.engine.loss import class_weights
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
@@ -26,7 +26,8 @@ from mvcr_cli.errors import CannotCreate, ConfigMismatch, UsageError
 from mvcr_cli.models import build, config_for, load_trunk, useful_scales
 from mvcr_cli.paths import display_name, to_json, write_json
 
-# Settings that do not change the result; they may differ when a run is resumed, and stay out of the weights file.
+# Settings that do not change the result, but for the last bits of it in the case of `threads`; they may differ when a
+# run is resumed, and stay out of the weights file.
 FREE_SETTINGS = frozenset({"data", "val", "run", "resume", "started", "workers", "threads", "cache_mb", "dry_run", "offline",
                    "strict", "save_every", "device", "follow_links"})  # fmt: skip
 
@@ -35,15 +36,14 @@ FREE_SETTINGS = frozenset({"data", "val", "run", "resume", "started", "workers",
 def torch_settings_kept() -> Iterator[None]:
     """Training sets what torch keeps for the whole process; whoever called it gets back what was there."""
     threads, random_state = torch.get_num_threads(), torch.get_rng_state()
-    exact = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    exact = torch.get_deterministic_debug_mode()
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.set_rng_state(random_state)
-        torch.use_deterministic_algorithms(exact, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(exact)
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
@@ -82,7 +82,8 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     )
     assert settings.imgsz is not None and settings.model is not None and settings.threads is not None
     torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    # What `use_deterministic_algorithms` does, without the compiler that it loads only to tell it.
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "warn")
     # Every operation here writes what it allocates, so filling the memory first is time for nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(settings.seed)
@@ -91,11 +92,14 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
     if settings.unsure:
         model = replace(model, taught=(1.0,), surest=True)
+    if stored and settings.threads != stored["train"].get("threads"):
+        say(f"warning: --threads was {stored['train'].get('threads')}: the result will differ in its last bits")
     session = _session(settings, prepared, start, model, device, say)
     precision = str(session.dtype).removeprefix("torch.")
     if stored is None:
         _record(run, settings, prepared, start, session, precision)
-    length = f"{settings.seconds:.0f} s" if settings.seconds else f"{settings.epochs} epochs"
+    epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs} epochs"
+    length = f"{settings.seconds:.0f} s" if settings.seconds else epochs
     say(
         f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, "
         f"views {', '.join(map(factor_text, model.scales))}, batch "
@@ -136,13 +140,14 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     Raises: ConfigMismatch that names the first contradiction.
     """
     was = stored["train"]
-    open_ = ("model", "imgsz", "scales", "batch", "epochs", "lr")
-    fitted = {key: was.get(key) for key in open_ if getattr(config, key) is None}
+    # The number of threads decides in which order sums are made, and with that the last bits of a result.
+    open_ = [
+        key for key in ("model", "imgsz", "scales", "batch", "epochs", "lr", "threads") if getattr(config, key) is None
+    ]
+    fitted = {key: was.get(key) for key in open_}
     try:
         fitted |= {"scales": tuple(fitted["scales"])} if fitted.get("scales") else {}
-        config = replace(
-            config, **fitted, workers=default_workers(config.workers), threads=config.threads or available_cores()
-        )
+        config = replace(config, **fitted, workers=default_workers(config.workers))
     except (TypeError, UsageError) as error:
         raise ConfigMismatch(
             f"{display_name(run.config)} is no record of a run", "start a new run without --resume"

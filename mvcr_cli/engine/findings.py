@@ -20,8 +20,8 @@ from mvcr_cli.engine import Track, available_cores
 from mvcr_cli.paths import display_name, to_json, write_whole
 from mvcr_cli.records import PicturePair, Problem, record
 
-START_PICTURES = 20_000  # looked at before a training ...
-START_BYTES = 256 * MEBIBYTE  # ... and at most this much of files
+START_PICTURES = 5_000  # looked at before a training ...
+START_BYTES = 64 * MEBIBYTE  # ... and at most this much of files
 COMPARED = 50_000  # pictures among which copies are looked for; the work grows with the square
 NAMES_SHOWN = 20
 # Findings that --strict lets pass.
@@ -155,8 +155,8 @@ def describe(train: Sequence[Sample], val: Sequence[Sample], skipped: Sequence[P
 _PAIRS = {
     "leak": "pictures in training and in validation",
     "conflict": "pictures with two labels",
-    "alike": "validation pictures that are copies of a training picture but for encoding or size",
-    "alike_conflict": "pictures with two labels that are copies but for encoding or size",
+    "alike": "validation pictures that look the same as a training picture",
+    "alike_conflict": "pictures with two labels that look the same",
 }
 
 

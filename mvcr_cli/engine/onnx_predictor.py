@@ -60,7 +60,7 @@ class OnnxPredictor:
             described = json.loads(facts)
             preprocess = Preprocess.from_dict(described["preprocess"])
             names = described["classes"]
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             raise CheckpointError(f"{shown} was not exported by mvcr", "export a run with: mvcr export") from error
         self.classes = check_classes(names, len(names) if isinstance(names, list) else 0, shown)
         self.size = preprocess.size
@@ -99,11 +99,11 @@ class Worker:
 
         Raises: CheckpointError when the file is refused, takes too long, or takes its process down.
         """
-        late = threading.Event()
+        late, process = threading.Event(), self._process
 
-        def stop() -> None:
+        def stop() -> None:  # does not know this object, whose end is the end of the process
             late.set()
-            self._process.kill()
+            process.kill()
 
         timer = threading.Timer(onnx_worker.SECONDS, stop)
         timer.start()

@@ -42,7 +42,7 @@ from mvcr_cli.engine.prepare import Prepared, announce, check, prepare
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.schedule import lr_factor, size_at, training_side
 from mvcr_cli.engine.session import Session
-from mvcr_cli.errors import CannotCreate, CheckpointError, DataError
+from mvcr_cli.errors import CannotCreate, CheckpointError, DataError, is_out_of_memory
 from mvcr_cli.paths import display_name, json_path, write_json
 from mvcr_cli.records import SCHEMA, CheckReport, EpochReport, EvalReport, PicturePair, Problem, TrainReport, record
 
@@ -86,7 +86,7 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
         trainer.restore()
         with trail.opened():
             yield from trainer.epochs(track, stop)
-            yield trainer.finish()
+        yield trainer.finish()
 
 
 def announce_trail(trail: Trail, say: Say) -> None:
@@ -113,6 +113,7 @@ class Trainer:
     pending: bool = False  # an epoch is complete but not validated yet
     records: list[dict[str, Any]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
+    track: Track = silent
 
     def __post_init__(self) -> None:
         assert self.config.batch is not None
@@ -131,6 +132,8 @@ class Trainer:
         try:
             self.session.load_state(tensors, meta["scaler"], meta["held"])
         except (RuntimeError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise CheckpointError(
                 f"the newest state of {display_name(self.run.path)} is not that of this network", "start a new run"
             ) from error
@@ -142,6 +145,7 @@ class Trainer:
 
     def epochs(self, track: Track, stop: Stop) -> Iterator[EpochReport]:
         """Train until the end or a signal; one report for every validated epoch."""
+        self.track = track
         self.clock.begin()
         if self.clock.total_steps is not None and self.config.accumulate > self.clock.total_steps:
             self.say(
@@ -159,7 +163,7 @@ class Trainer:
         if self.clock.total_steps is not None and self.step >= self.clock.total_steps:
             batches = iter(())
         mark, mark_step = time.monotonic(), self.step
-        for plan, batch in track(batches, total=planned, label="training"):
+        for plan, batch in track(batches, total=planned, label="step"):
             if batch is not None:
                 self.losses.append(self._move(batch))
             self.step += 1
@@ -194,6 +198,7 @@ class Trainer:
     def finish(self) -> TrainReport:
         """The end of the run; only a run that came to its end is marked as finished."""
         last = self.records[-1]["val_accuracy"] if self.records else 0.0
+        broken = {problem.path for problem in self.prepared.look.broken} | set(self.cache.problems)
         report = TrainReport(
             run=str(self.run.path),
             best_accuracy=max(self.best, 0.0),
@@ -205,7 +210,7 @@ class Trainer:
             stopped_by=self.stopped_by,
             train_images=len(self.prepared.train),
             val_images=len(self.prepared.val),
-            skipped=len(self.prepared.skipped) + len(self.cache.problems),
+            skipped=len(self.prepared.skipped) + len(broken),
             peak_rss_mb=peak_rss_mb(),
         )
         self._report_bad_pictures()
@@ -278,8 +283,9 @@ class Trainer:
         pixels = EVALUATION_PIXELS.get(session.device.type)
         batch = MOST_EVALUATED if pixels is None else min(MOST_EVALUATED, max(1, pixels // session.preprocess.size**2))
         batches = evaluation_batches(self.prepared.val, session.preprocess, batch, self.config.workers, self.cache)
+        shown = self.track(batches, total=-(-len(self.prepared.val) // batch), label="validating")
         # In float32 whatever the training computes in, as `mvcr eval` does: one network has one accuracy.
-        kept, probabilities = infer(session.average.network, batches, session.device, torch.float32, stop)
+        kept, probabilities = infer(session.average.network, shown, session.device, torch.float32, stop)
         if stop():
             return None
         if not kept:

@@ -13,8 +13,8 @@ from mvcr_cli.report.svg import shown
 ADVICE = {
     "leak": "The same pictures are in training and in validation, so the scores are too good.",
     "conflict": "The same pictures have two labels, and one of them is wrong.",
-    "alike": "Copies of training pictures are in validation, so the scores are too good.",
-    "alike_conflict": "Copies of the same pictures have two labels, and one of them is wrong.",
+    "alike": "Pictures in validation look the same as some in training, so the scores may be too good.",
+    "alike_conflict": "Pictures that look the same have two labels, and one of them may be wrong.",
 }
 GROUPS = {
     "train": "Training",

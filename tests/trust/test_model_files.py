@@ -200,6 +200,7 @@ FORBIDDEN_CALLS = {
 }  # fmt: skip
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "runpy"}
 STARTS_PROGRAMS = {"mvcr_cli/engine/onnx_predictor.py"}
+IMPORTS_ITS_OWN_NAMES = {"mvcr_cli/__init__.py"}  # from a table in its source
 
 
 def test_the_source_has_no_way_to_run_what_a_file_says():
@@ -209,11 +210,8 @@ def test_the_source_has_no_way_to_run_what_a_file_says():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                own_names = (where, called) == (
-                    "mvcr_cli/__init__.py",
-                    "import_module",
-                )  # of this package, on first use
-                assert own_names or called not in FORBIDDEN_CALLS, f"{where}:{node.lineno} {called}"
+                own = called == "import_module" and where in IMPORTS_ITS_OWN_NAMES
+                assert called not in FORBIDDEN_CALLS or own, f"{where}:{node.lineno} {called}"
                 assert not any(keyword.arg in ("allow_pickle", "shell") for keyword in node.keywords), where
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             if isinstance(node, ast.ImportFrom):
@@ -282,22 +280,24 @@ def read_all(path: Path) -> None:
     """Both ways into a weights file. The second one's refusal is as good as the first one's."""
     with contextlib.suppress(CheckpointError, ConfigMismatch):
         load_named(path)
-    Checkpoint.load(path).network()
+    Checkpoint.load(path)
 
 
 @pytest.mark.parametrize("count", [2000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_mutated_weights_files_give_the_checkpoint_error_and_nothing_else(raw, tmp_path, figure, count):
-    """A third as they come, a third with the digest made right again, a third with strange values in the record."""
+    """Half as they come, a third with the digest made right again, a sixth with strange values in the record."""
     bare = safetensors.torch.save({"conv1.weight": torch.zeros(4, 3, 3, 3), "fc.bias": torch.zeros(3)})
     state = pack({"model.fc.bias": torch.zeros(3)}, {"step": 3})
     seeds = [raw, bare, state, bytes(saved({"a": 1}))]
 
     def make(chance: random.Random) -> bytes:
-        kind = chance.randrange(3)
-        if kind == 0:
+        kind = chance.choice(("as it comes", "as it comes", "as it comes", "resealed", "resealed", "words"))
+        if kind == "as it comes":
             return mutate(chance, seeds, head=800)
-        return reseal(mutate(chance, [raw, state], head=4000) if kind == 1 else words(chance, raw))
+        return reseal(mutate(chance, [raw, state], head=4000) if kind == "resealed" else words(chance, raw))
 
+    (tmp_path / "good.safetensors").write_bytes(raw)
+    read_all(tmp_path / "good.safetensors")  # so that no child has to load what this needs
     found = fuzz(read_all, (CheckpointError, ConfigMismatch), make, count, tmp_path)
     figure(f"{count} mutants, {len(found.faults)} faults, peak {found.peak_mb} MB: {dict(found.results.most_common())}")
     assert found.faults == []
@@ -372,7 +372,7 @@ STRANGE: dict[str, Callable[[Any], object]] = {
     "classes no list": lambda model: facts(model, classes={"a": 1}),
     "size no number": lambda model: facts(model, preprocess={"size": "32"}),
     "facts no record": lambda model: helper.set_model_props(model, {"mvcr": "[1]"}),
-    "facts of 200 MB": lambda model: helper.set_model_props(model, {"mvcr": '"' + "x" * (200 << 20) + '"'}),
+    "facts of 80 MB": lambda model: helper.set_model_props(model, {"mvcr": '"' + "x" * (80 << 20) + '"'}),
     "memory": memory_bomb,
 }
 
