@@ -1,6 +1,6 @@
 # make demo   the main job on real pictures: train, eval, predict, export, benchmark
 # make test   the tests
-# make trust  the long tests: tens of thousands of mutants; prints their figures
+# make trust  the long tests: hundreds of kills, tens of thousands of mutants; prints their figures
 # make lint   ruff, mypy, import-linter
 
 PYTHON ?= python3

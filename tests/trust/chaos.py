@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-TIMED = ("seconds", "left_seconds", "images_per_second")
+TIMED = ("seconds", "cpu_seconds", "left_seconds", "images_per_second")
 MOST_SECONDS = 120  # to do anything at all, on a busy machine
 
 

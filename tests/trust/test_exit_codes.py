@@ -185,7 +185,7 @@ def test_odd_environments_change_nothing(environment: dict[str, str], line: str,
 
 @pytest.mark.parametrize(
     ("code", "line"),
-    [(77, f"train data --run new {QUICK}"), (77, f"train data {QUICK}"), (77, "train locked"),
+    [(77, f"train data --run fresh {QUICK}"), (77, f"train data {QUICK}"), (77, "train locked"),
      (77, "eval test --run lone.safetensors --out out.csv"), (77, "eval locked --run lone.safetensors"),
      (0, "predict data --run lone.safetensors"), (65, "predict locked --run lone.safetensors")],
 )  # fmt: skip
