@@ -24,6 +24,7 @@ from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, for_classes, starting_weights
 from mvcr_cli.errors import CannotCreate, ConfigMismatch, UsageError
 from mvcr_cli.models import build, config_for, load_trunk, useful_scales
+from mvcr_cli.models.mvcr import trunk_side
 from mvcr_cli.paths import display_name, to_json, write_json
 
 # Settings that do not change the result; they may differ when a run is resumed, and stay out of the weights file.
@@ -86,9 +87,11 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     # Every operation here writes what it allocates, so filling the memory first is time for nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(settings.seed)
-    stem = start.stem or stem_for(settings.imgsz)
-    model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem)
-    model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
+    layers = settings.layers or ()
+    side = trunk_side(settings.imgsz, "detail" in layers)
+    stem = start.stem or stem_for(side)
+    model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem, layers=layers)
+    model = replace(model, scales=useful_scales(model.scales, side, stem))
     if settings.unsure:
         model = replace(model, taught=(1.0,), surest=True)
     session = _session(settings, prepared, start, model, device, say)
@@ -98,7 +101,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     length = f"{settings.seconds:.0f} s" if settings.seconds else f"{settings.epochs} epochs"
     say(
         f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, "
-        f"views {', '.join(map(factor_text, model.scales))}, batch "
+        f"views {', '.join(map(factor_text, model.scales))}{''.join(f', {layer}' for layer in layers)}, batch "
         f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
     )
     return session

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mvcr_cli.config import Block, ModelConfig, Stem, check_preset
+from mvcr_cli.config import SACS_STAGES, Block, Layer, ModelConfig, Stem, check_preset
 from mvcr_cli.errors import CheckpointError
 from mvcr_cli.models.cnn import SmallCNN
 from mvcr_cli.models.mvcr import MultiScaleResNet, is_useful
@@ -34,8 +34,8 @@ DEFAULT_SCALES = (1.0, 0.5)
 
 
 def config_for(name: str, classes: int, *, scales: tuple[float, ...] | None = None,
-               stem: Stem = "imagenet") -> ModelConfig:  # fmt: skip
-    """The `ModelConfig` of a preset; `scales` replaces the preset's own set."""
+               stem: Stem = "imagenet", layers: tuple[Layer, ...] = ()) -> ModelConfig:  # fmt: skip
+    """The `ModelConfig` of a preset; `scales` replaces the preset's own set, `layers` are added."""
     check_preset(name)
     if name == "cnn":
         return ModelConfig(name=name, classes=classes, block=None, depths=(), width=32, drop=0.5)
@@ -52,6 +52,9 @@ def config_for(name: str, classes: int, *, scales: tuple[float, ...] | None = No
         blur=multi,
         gem=multi,
         heads=multi,
+        sacs=SACS_STAGES if "sacs" in layers else (),
+        detail="detail" in layers,
+        sift="sift" in layers,
     )
 
 
@@ -101,7 +104,8 @@ def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:
     return missing
 
 
-_OPTIONAL = ("blur.t", "num_batches_tracked")  # the counter is not in files from before 2018, and decides nothing
+_OPTIONAL = ("blur.t", "conv2.alpha", "conv2.gate_weight", "conv2.gate_bias", "num_batches_tracked")
+# The counter is not in files from before 2018, and decides nothing; the others start without effect.
 _TRUNK_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "features", "dense")
 
 
