@@ -98,7 +98,7 @@ def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:
         raise CheckpointError(
             f"the weights do not fit {network.config.name}: {len(trunk)} tensors are missing or of another shape and "
             f"{len(foreign)} are unknown, for example {example!r}",
-            "choose the model with the same depth, for example --model mvcr50 for ResNet-50 weights",
+            "choose the model with the same depth and --layers, for example --model mvcr50 for ResNet-50 weights",
         )
     network.load_state_dict(loaded, strict=False)
     return missing

@@ -15,7 +15,8 @@ ORIENTATIONS, CELLS = 8, 4
 DESCRIPTOR = ORIENTATIONS * CELLS * CELLS
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CLIP = 0.2
-FAINT = 1e-3  # norm of a descriptor below which there is no contrast to describe: a quarter of a grey level
+FAINT = 1e-3  # a descriptor much fainter than this, where a grey level counts about 0.1, fades to nothing
+TINY = 1e-12  # keeps the gradient of a root of nothing finite
 
 
 class DenseRootSift(nn.Module):
@@ -62,17 +63,17 @@ class DenseRootSift(nn.Module):
         cells = F.conv2d(histogram, self.pooling.to(histogram.dtype), stride=self.cell, groups=ORIENTATIONS)
         d = F.conv2d(cells, self.patches.to(cells.dtype), stride=self.stride // self.cell,
                      groups=ORIENTATIONS).float()  # fmt: skip  # N x 128 x H/s x W/s
-        d = d / d.square().sum(1, keepdim=True).sqrt().clamp(min=FAINT)
+        d = d / (d.square().sum(1, keepdim=True) + TINY).sqrt().clamp(min=FAINT)
         d = d.clamp(max=CLIP)
         # What is not faint sums to CLIP at least.
-        return (d / d.sum(1, keepdim=True).clamp(min=CLIP)).sqrt()
+        return (d / d.sum(1, keepdim=True).clamp(min=CLIP) + TINY).sqrt()
 
     def _histogram(self, luma: Tensor) -> Tensor:
         """Gradient magnitude, shared among the directions. Shape: (N, 1, H, W) -> (N, 8, H, W)."""
         padded = F.pad(luma, (1, 1, 1, 1), mode="replicate")
         across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
         down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
-        magnitude = (across.square() + down.square() + 1e-12).sqrt()
+        magnitude = (across.square() + down.square() + TINY).sqrt()
         cosine = (across * self.directions[0] + down * self.directions[1]).relu() / magnitude
         return magnitude * cosine.square().square().square()
 
