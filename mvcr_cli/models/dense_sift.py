@@ -15,7 +15,7 @@ ORIENTATIONS, CELLS = 8, 4
 DESCRIPTOR = ORIENTATIONS * CELLS * CELLS
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CLIP = 0.2
-FAINT = 1e-3  # a descriptor much fainter than this, where a grey level counts about 0.1, fades to nothing
+FAINT = 1e-3  # norm at which a descriptor is halved; noise of one grey level has about 0.1, that of rounding 1e-5
 TINY = 1e-12  # keeps the gradient of a root of nothing finite
 
 
@@ -25,12 +25,12 @@ class DenseRootSift(nn.Module):
         g   = central differences of the luma,    m = |g|
         h_k = m relu(g . u_k / m)^8               u_k = 8 directions, 45 degrees apart
         d   = 4x4 cells of stride/2 pixels (at least 2), h pooled into them with a triangle as wide as two cells
-        d  <- min(d / |d|_2, 0.2);  d <- sqrt(d / |d|_1)
+        n   = |d|_2;  d <- min(d / n, 0.2);  d <- sqrt(d / |d|_1) n / (n + 0.001)
 
     The eighth power stands for SIFT's linear interpolation between directions: it is 1 on the direction, 0.53 halfway to
     the next and 0.06 on the next, and needs no angle. There is no Gaussian window, as is usual on a grid, and no
-    rotation to a dominant direction. A patch without contrast gives zeros. Channel 16 k + 4 r + c is direction k in
-    row r and column c of the patch, whose middle is pixel `stride` i, where a trunk's cell of this stride has its own.
+    rotation to a dominant direction. The last factor leaves nothing of a patch without contrast. Channel 16 k + 4 r + c
+    is direction k in row r and column c of the patch, whose middle is pixel `stride` i, as a trunk's cell has its own.
 
     Shape: (N, 3, H, W), normalised -> (N, 128, ceil(H / stride), ceil(W / stride)), float32.
     Sources: Lowe 2004 (SIFT); Arandjelović and Zisserman 2012 (RootSIFT).
@@ -63,10 +63,10 @@ class DenseRootSift(nn.Module):
         cells = F.conv2d(histogram, self.pooling.to(histogram.dtype), stride=self.cell, groups=ORIENTATIONS)
         d = F.conv2d(cells, self.patches.to(cells.dtype), stride=self.stride // self.cell,
                      groups=ORIENTATIONS).float()  # fmt: skip  # N x 128 x H/s x W/s
-        d = d / (d.square().sum(1, keepdim=True) + TINY).sqrt().clamp(min=FAINT)
-        d = d.clamp(max=CLIP)
-        # What is not faint sums to CLIP at least.
-        return (d / d.sum(1, keepdim=True).clamp(min=CLIP) + TINY).sqrt()
+        norm = (d.square().sum(1, keepdim=True) + TINY).sqrt()
+        d = (d / norm).clamp(max=CLIP)
+        d = (d / d.sum(1, keepdim=True).clamp(min=CLIP) + TINY).sqrt()  # what is not flat sums to CLIP at least
+        return d * (norm / (norm + FAINT))
 
     def _histogram(self, luma: Tensor) -> Tensor:
         """Gradient magnitude, shared among the directions. Shape: (N, 1, H, W) -> (N, 8, H, W)."""
