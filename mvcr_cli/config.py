@@ -22,6 +22,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 ExportFormat = Literal["onnx", "torch", "safetensors"]
 Fit = Literal["pad", "stretch"]
 PredictFormat = Literal["auto", "json", "jsonl", "csv", "table"]
+Layer = Literal["blur", "gem", "heads", "sacs", "detail", "sift"]
 Look = Literal["1", "all", "auto"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Stem = Literal["imagenet", "small", "fine"]
@@ -29,6 +30,7 @@ Stem = Literal["imagenet", "small", "fine"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MEBIBYTE = 1 << 20
+SACS_STAGES = (2, 3)  # stages with scale-aware convolutions when they are asked for
 MOST_SHRUNK = 16  # least and largest factors of an accuracy curve over scale: 1/16 and 16
 LARGEST_CANVAS = 8192  # pixels a side
 READ_SECONDS = 120.0  # the longest that one picture may take to be read; more means that its disk is gone
@@ -121,6 +123,17 @@ def factor_text(factor: float) -> str:
     return str(share) if factor < 1 and float(share) == factor else f"{factor:.2f}".rstrip("0").rstrip(".")
 
 
+def parse_layers(text: str) -> tuple[Layer, ...]:
+    """`"sift,blur"` as layers, each once, in the order in which they are listed here; `"none"` is no layer."""
+    known = get_args(Layer)
+    if text.strip() == "none":
+        return ()
+    asked = {part.strip() for part in text.split(",")}
+    if unknown := sorted(asked - set(known)):
+        raise UsageError(f"--layers: there is no layer {unknown[0]!r}", f"layers: {', '.join(known)}; or none")
+    return tuple(layer for layer in known if layer in asked)
+
+
 def parse_auto(option: str, text: str) -> int | None:
     """A whole number, or None for "auto"."""
     if text == "auto":
@@ -163,6 +176,9 @@ class ModelConfig:
         blur: SoftBlur before every strided stage.
         gem: generalised-mean pooling; otherwise average pooling.
         heads: multi-level heads on stages 2 and 3.
+        sacs: stages, 1 to 4, whose blocks have a scale-aware convolution.
+        detail: a thin branch sees the whole picture; the trunk's view at scale 1 is half as large.
+        sift: dense RootSIFT beside stage 2.
         drop: dropout before the last layer.
     """
 
@@ -179,6 +195,9 @@ class ModelConfig:
     blur: bool = False
     gem: bool = False
     heads: bool = False
+    sacs: tuple[int, ...] = ()
+    detail: bool = False
+    sift: bool = False
     drop: float = 0.0
 
     def __post_init__(self) -> None:
@@ -200,6 +219,12 @@ class ModelConfig:
         _check(0 < self.sure <= 1, "sure", self.sure, "above 0 and at most 1")
         _check(len(self.depths) == (0 if self.block is None else 4), "depths", self.depths, "four numbers")
         _check(1 <= self.width <= 1024, "width", self.width, "between 1 and 1024")
+        stages = 0 if self.block is None else 4
+        fits = all(type(stage) is int and 1 <= stage <= stages for stage in self.sacs)
+        _check(fits and len(set(self.sacs)) == len(self.sacs), "sacs", self.sacs, "stages of the trunk, each once")
+        switches = (self.detail, self.sift)
+        _check(all(type(on) is bool for on in switches), "detail, sift", switches, "true or false")
+        _check(self.block is not None or not any(switches), "detail, sift", switches, "off in a network without stages")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -210,7 +235,7 @@ class ModelConfig:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown model fields {sorted(unknown)}")
-        lists = [key for key in ("depths", "scales", "taught") if values.get(key) is not None]
+        lists = [key for key in ("depths", "scales", "taught", "sacs") if values.get(key) is not None]
         tuples: dict[str, Any] = {key: tuple(values[key]) for key in lists}
         return cls(**(values | tuples))
 
@@ -277,6 +302,7 @@ class TrainConfig:
         accumulate: steps whose gradients are summed before the optimiser steps.
         lr: peak learning rate; None depends on the weights and the batch size.
         scales: the scale set; None is fitted: the preset's own, and more where the pictures' sizes differ much.
+        layers: the optional layers; None is the preset's own.
         unsure: weight of the uniform target for views at foreign scales. Above 0, the view at scale 1 alone learns
             labels, the others are looked through, and the surest decides.
         progressive: start at half size and grow.
@@ -296,6 +322,7 @@ class TrainConfig:
     imgsz: int | None = None
     fit: Fit = "pad"
     scales: tuple[float, ...] | None = None
+    layers: tuple[Layer, ...] | None = None
     unsure: float = 0.0
     epochs: int | None = None
     seconds: float | None = None
@@ -352,6 +379,8 @@ class TrainConfig:
         check_seed(self.seed)
         _check(self.save_every >= 0, "--save-every", self.save_every, "0 (each epoch) or more")
         check_preset(self.model)
+        if self.layers and self.model == "cnn":
+            raise UsageError("--layers: the model cnn has no stages to add them to", "choose another --model")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `config.json`."""

@@ -182,13 +182,13 @@ def test_no_options_give_the_config_of_the_defaults(run: Run, fake: Fake) -> Non
 
 def test_every_kind_of_option_arrives(run: Run, fake: Fake) -> None:
     line = (
-        "--val v --name x --imgsz 96 --batch auto --time 1h30m --scales 1/2,1 -j 0 -m cnn --lr 1e-3 --device cpu"
-        " --no-progressive --balance none --cache 0 --no-hflip --rotate 9 --weights none --seed 5 --offline"
+        "--val v --name x --imgsz 96 --batch auto --time 1h30m --scales 1/2,1 -j 0 -m mvcr10 --lr 1e-3 --device cpu"
+        " --layers sift,sacs --no-progressive --balance none --cache 0 --no-hflip --rotate 9 --weights none --seed 5 --offline"
     )
     assert trained_with(run, fake, *line.split()) == TrainConfig(
         data=Path("d"), val=Path("v"), run=Path("runs/x"), imgsz=96, batch=None, seconds=5400.0, scales=(1.0, 0.5),
-        workers=0, model="cnn", lr=1e-3, device="cpu", progressive=False, balance="none", cache_mb=0, weights="none",
-        augment=AugmentConfig(hflip=False, rotate=9.0), seed=5, offline=True, started=12.5,
+        layers=("sacs", "sift"), workers=0, model="mvcr10", lr=1e-3, device="cpu", progressive=False, balance="none",
+        cache_mb=0, weights="none", augment=AugmentConfig(hflip=False, rotate=9.0), seed=5, offline=True, started=12.5,
     )  # fmt: skip
 
 

@@ -124,6 +124,13 @@ Scales = Annotated[
            help="Scale set: sides of the views relative to --imgsz, such as 1,1/2 or 2..1/2 (half octaves)."),
 ]  # fmt: skip
 
+Layers = Annotated[
+    Any,
+    _model("--layers", parser=config.parse_layers, metavar="LIST", show_default=False,
+           help="The optional layers, or none: blur, gem, heads (mvcr's own), sacs (scale-aware convolutions), detail (a"
+                " thin branch sees --imgsz, the trunk half of it), sift (dense RootSIFT)."),
+]  # fmt: skip
+
 Epochs = Annotated[int | None, _recipe_auto("--epochs", metavar="N", help="Passes over the training pictures.")]
 Seconds = Annotated[
     float | None,

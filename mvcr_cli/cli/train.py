@@ -39,6 +39,7 @@ def train(
     imgsz: o.ImgSize = TrainConfig.imgsz,
     fit: o.Fit = TrainConfig.fit,
     scales: o.Scales = TrainConfig.scales,
+    layers: o.Layers = TrainConfig.layers,
     epochs: o.Epochs = TrainConfig.epochs,
     seconds: o.Seconds = TrainConfig.seconds,
     batch: o.TrainBatch = TrainConfig.batch,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mvcr_cli import __version__
-from mvcr_cli.config import ModelConfig, TrainConfig, factor_text
+from mvcr_cli.config import Layer, ModelConfig, TrainConfig, factor_text
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import Say, default_workers, pick_precision
 from mvcr_cli.engine.evaluate import split_record
@@ -24,6 +24,7 @@ from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, for_classes, starting_weights
 from mvcr_cli.errors import CannotCreate, ConfigMismatch, UsageError
 from mvcr_cli.models import build, config_for, load_trunk, useful_scales
+from mvcr_cli.models.mvcr import trunk_side
 from mvcr_cli.paths import display_name, to_json, write_json
 
 # Settings that do not change the result, but for the last bits of it in the case of `threads`; they may differ when a
@@ -87,9 +88,10 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     # Every operation here writes what it allocates, so filling the memory first is time for nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(settings.seed)
-    stem = start.stem or stem_for(settings.imgsz)
-    model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem)
-    model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
+    side = trunk_side(settings.imgsz, "detail" in (settings.layers or ()))
+    stem = start.stem or stem_for(side)
+    model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem, layers=settings.layers)
+    model = replace(model, scales=useful_scales(model.scales, side, stem))
     if settings.unsure:
         model = replace(model, taught=(1.0,), surest=True)
     if stored and settings.threads != stored["train"].get("threads"):
@@ -102,10 +104,15 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     length = f"{settings.seconds:.0f} s" if settings.seconds else epochs
     say(
         f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, "
-        f"views {', '.join(map(factor_text, model.scales))}, batch "
+        f"views {', '.join(map(factor_text, model.scales))}{_layers_text(settings.layers)}, batch "
         f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
     )
     return session
+
+
+def _layers_text(layers: tuple[Layer, ...] | None) -> str:
+    """What was asked for instead of the preset's own layers."""
+    return "" if layers is None else f", layers {', '.join(layers) or 'none'}"
 
 
 def _record(run: RunDirectory, settings: TrainConfig, prepared: Prepared, start: Start, session: Session,

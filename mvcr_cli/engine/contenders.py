@@ -19,7 +19,7 @@ from mvcr_cli.engine import autocast
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.session import Session
 from mvcr_cli.models import Network, build, mac_count, parameter_count, plain_twin, useful_scales
-from mvcr_cli.models.mvcr import MultiScaleResNet
+from mvcr_cli.models.mvcr import MultiScaleResNet, trunk_side
 
 LEARNING_RATE = 1e-3
 
@@ -66,7 +66,8 @@ class Entry:
 
 def looks_of(config: ModelConfig, size: int) -> tuple[Look, ...]:
     """The ways to look through a network at `size` pixels that differ."""
-    return ("all", "1", "auto") if len(useful_scales(config.scales, size, config.stem)) > 1 else ("all",)
+    scales = useful_scales(config.scales, trunk_side(size, config.detail), config.stem)
+    return ("all", "1", "auto") if len(scales) > 1 else ("all",)
 
 
 def looking(network: Network, look: Look) -> Network:
@@ -86,7 +87,10 @@ def cheapest_scale(network: Network, checkpoint: Checkpoint) -> float:
 def plain_config(config: ModelConfig) -> ModelConfig | None:
     """The plain ResNet on the same trunk; None for a model that is plain already."""
     name = plain_twin(config.name)
-    return None if name is None else replace(config, name=name, scales=(1.0,), blur=False, gem=False, heads=False)
+    if name is None:
+        return None
+    plain = replace(config, name=name, scales=(1.0,), blur=False, gem=False, heads=False)
+    return replace(plain, sacs=(), detail=False, sift=False)
 
 
 def untrained(config: ModelConfig, preprocess: Preprocess) -> Checkpoint:

@@ -26,6 +26,7 @@ from mvcr_cli.engine import RUNS, Say, Track, available_cores, default_workers, 
 from mvcr_cli.engine.findings import HARMLESS, NOT_LOOKED, Look, describe, look_at
 from mvcr_cli.errors import BadImage, CannotCreate, DataError
 from mvcr_cli.models import config_for, useful_scales
+from mvcr_cli.models.mvcr import trunk_side
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import CheckReport, PicturePair, Problem
 
@@ -130,13 +131,14 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
     count = len(prepared.train)
     model = default_model(config, pretrained)
     imgsz = config.imgsz or _fit_imgsz(max(prepared.sides), device, pretrained)
+    side = trunk_side(imgsz, "detail" in (config.layers or ()))
     batch = config.batch or _fit_batch(count, imgsz, device)
     epochs = config.epochs if config.seconds is not None else config.epochs or _fit_epochs(count, pretrained)
     return replace(
         config,
         model=model,
         imgsz=imgsz,
-        scales=config.scales or _fit_scales(model, prepared.spread, imgsz),
+        scales=config.scales or _fit_scales(model, prepared.spread, side),
         batch=min(batch, count),
         epochs=epochs,
         lr=config.lr or (3e-4 if pretrained else 3e-3) * math.sqrt(min(batch, count) * config.accumulate / 64),
@@ -149,7 +151,7 @@ def default_model(config: TrainConfig, pretrained: bool) -> str:
     return config.model or ("mvcr18" if pretrained else "mvcr14n")
 
 
-def _fit_scales(model: str, spread: float, imgsz: int) -> tuple[float, ...]:
+def _fit_scales(model: str, spread: float, side: int) -> tuple[float, ...]:
     """The preset's own set, and a quarter view where the pictures' sizes run over two octaves or more.
 
     Pictures of such different sizes show objects of different sizes once they are all brought to one. Views that are too
@@ -158,12 +160,12 @@ def _fit_scales(model: str, spread: float, imgsz: int) -> tuple[float, ...]:
     scales = config_for(model, 2).scales
     if len(scales) > 1 and spread >= WIDE_SPREAD:
         scales = (*scales, 0.25)
-    return useful_scales(scales, imgsz, stem_for(imgsz))
+    return useful_scales(scales, side, stem_for(side))
 
 
-def stem_for(imgsz: int) -> Stem:
+def stem_for(side: int) -> Stem:
     """Small pictures keep their detail: below 96 px the stem strides once instead of twice, below 48 px not at all."""
-    return "fine" if imgsz < FINE_STEM_BELOW else "small" if imgsz < SMALL_STEM_BELOW else "imagenet"
+    return "fine" if side < FINE_STEM_BELOW else "small" if side < SMALL_STEM_BELOW else "imagenet"
 
 
 def _fit_imgsz(longest: int, device: torch.device, pretrained: bool) -> int:

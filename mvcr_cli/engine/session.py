@@ -78,7 +78,7 @@ class Session:
         assert isinstance(network, MultiScaleResNet)
         view = foreign_view(x[: max(1, len(x) // 2)], random.Random(stable_seed(self.config.seed, step, "foreign")))
         with frozen_norms(network):
-            return unsure_loss(network.view_logits(view, network.taught[0]))
+            return unsure_loss(network.look_at(view, network.taught[0]))
 
     def flush(self, step: int, side: int) -> None:
         """Move by the gradients that wait, if any do: at the end of a run, or when the last picture was unreadable."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mvcr_cli.config import Block, ModelConfig, Stem, check_preset
+from mvcr_cli.config import SACS_STAGES, Block, Layer, ModelConfig, Stem, check_preset
 from mvcr_cli.errors import CheckpointError
 from mvcr_cli.models.cnn import SmallCNN
 from mvcr_cli.models.mvcr import MultiScaleResNet, is_useful
@@ -31,16 +31,19 @@ TRUNKS = {
     "50": Trunk("bottleneck", (3, 4, 6, 3), 64),
 }
 DEFAULT_SCALES = (1.0, 0.5)
+DEFAULT_LAYERS: tuple[Layer, ...] = ("blur", "gem", "heads")
 
 
 def config_for(name: str, classes: int, *, scales: tuple[float, ...] | None = None,
-               stem: Stem = "imagenet") -> ModelConfig:  # fmt: skip
-    """The `ModelConfig` of a preset; `scales` replaces the preset's own set."""
+               stem: Stem = "imagenet", layers: tuple[Layer, ...] | None = None) -> ModelConfig:  # fmt: skip
+    """The `ModelConfig` of a preset; `scales` and `layers` replace the preset's own."""
     check_preset(name)
     if name == "cnn":
         return ModelConfig(name=name, classes=classes, block=None, depths=(), width=32, drop=0.5)
     multi = name.startswith("mvcr")
     trunk = TRUNKS[name.removeprefix("mvcr" if multi else "resnet")]
+    if layers is None:
+        layers = DEFAULT_LAYERS if multi else ()
     return ModelConfig(
         name=name,
         classes=classes,
@@ -49,9 +52,12 @@ def config_for(name: str, classes: int, *, scales: tuple[float, ...] | None = No
         width=trunk.width,
         scales=scales or (DEFAULT_SCALES if multi else (1.0,)),
         stem=stem,
-        blur=multi,
-        gem=multi,
-        heads=multi,
+        blur="blur" in layers,
+        gem="gem" in layers,
+        heads="heads" in layers,
+        sacs=SACS_STAGES if "sacs" in layers else (),
+        detail="detail" in layers,
+        sift="sift" in layers,
     )
 
 
@@ -95,13 +101,14 @@ def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:
         raise CheckpointError(
             f"the weights do not fit {network.config.name}: {len(trunk)} tensors are missing or of another shape and "
             f"{len(foreign)} are unknown, for example {example!r}",
-            "choose the model with the same depth, for example --model mvcr50 for ResNet-50 weights",
+            "choose the model with the same depth and --layers, for example --model mvcr50 for ResNet-50 weights",
         )
     network.load_state_dict(loaded, strict=False)
     return missing
 
 
-_OPTIONAL = ("blur.t", "num_batches_tracked")  # the counter is not in files from before 2018, and decides nothing
+_OPTIONAL = ("blur.t", "conv2.alpha", "conv2.gate_weight", "conv2.gate_bias", "num_batches_tracked")
+# The counter is not in files from before 2018, and decides nothing; the others start without effect.
 _TRUNK_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "features", "dense")
 
 

@@ -7,6 +7,10 @@ The convolutions are shared by all views, the batch norms are private to each sc
 looked through borrows those of the nearest. With the scale set (1,) the network is a plain ResNet, which is how the
 baseline `resnet*` is made: the same code, the same names, one view.
 
+Three optional layers, each without effect at the start of a pretrained network: `ScaleAwareConv2d` in some stages, a
+`SiftBranch` beside stage 2 of every view, and a `DetailBranch` that sees the whole picture while the trunk's view at
+scale 1 is half as large.
+
 The same weights can be looked through in three ways (`Look`): "1" is the view at scale 1 alone, at exactly a plain
 ResNet's cost; "all" fuses every view; "auto" begins with the cheapest view and goes on only while no view is sure.
 """
@@ -21,9 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from mvcr_cli.config import Look, ModelConfig, Stem
-from mvcr_cli.models.resnet import BasicBlock, Bottleneck, ResNetTrunk
+from mvcr_cli.models.dense_sift import SiftBranch
+from mvcr_cli.models.detail import DetailBranch
+from mvcr_cli.models.resnet import LAYER2_STRIDE, BasicBlock, Bottleneck, ResNetTrunk
 from mvcr_cli.models.scale_aware import AveragePool, GeM, ScaleBatchNorm2d
-from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, sureness
+from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, sureness, view_side
 
 SMALLEST_VIEW = {"imagenet": 48, "small": 24, "fine": 12}  # pixels; below, the last stage is a single cell
 
@@ -34,14 +40,15 @@ class MultiScaleResNet(ResNetTrunk):
     Args:
         config: what to build.
         exact: start as the plain ResNet (for pretrained weights): no blur, average pooling, first view alone.
-            Otherwise start as suits training from scratch: full blur, GeM with p = 3, all views.
+            Otherwise start as suits training from scratch: full blur, GeM with p = 3, all views, half of SACS.
     """
 
     def __init__(self, config: ModelConfig, *, exact: bool = False) -> None:
         block = Bottleneck if config.block == "bottleneck" else BasicBlock
         blur = (0.0 if exact else 1.0) if config.blur else None
         self.taught = taught_views(config)
-        super().__init__(block, config.depths, config.width, config.stem, len(self.taught), blur)
+        sacs = dict.fromkeys(config.sacs, 0.0 if exact else 0.5)
+        super().__init__(block, config.depths, config.width, config.stem, len(self.taught), blur, sacs)
         self.config = config
         self.norm_of = [_nearest(scale, [config.scales[view] for view in self.taught]) for scale in config.scales]
         self.pool = GeM(1.0 if exact else 3.0) if config.gem else AveragePool()
@@ -51,6 +58,9 @@ class MultiScaleResNet(ResNetTrunk):
         self.head4 = nn.Linear(self.channels[2], config.classes, bias=False) if config.heads else None
         many = len(config.scales) > 1
         self.fusion = ConfidenceFusion(0.0 if exact else 1.0, surest=config.surest) if many else None
+        first, second = self.channels[:2]
+        self.detail = DetailBranch(first, second, config.stem) if config.detail else None
+        self.sift = SiftBranch(second, LAYER2_STRIDE[config.stem], len(self.taught)) if config.sift else None
         self.look: Look = "all"
         self.sure = config.sure
         self._initialise(exact)
@@ -72,7 +82,7 @@ class MultiScaleResNet(ResNetTrunk):
         seen = self.taught_at(side) if self.training else self.views_at(side)
         if self.look == "1" and not self.training:
             seen = seen[:1]
-        logits = [self.view_logits(make_view(x, self.config.scales[view]), view) for view in seen]
+        logits = [self.look_at(x, view) for view in seen]
         return (logits[0] if self.fusion is None or len(logits) == 1 else self.fusion(logits)), logits
 
     def forward_until_sure(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +95,7 @@ class MultiScaleResNet(ResNetTrunk):
         logits, cost = x.new_zeros(count, self.config.classes), x.new_zeros(count)
         for view in sorted(self.views_at(min(x.shape[-2:])), key=lambda view: self.config.scales[view]):
             scale = self.config.scales[view]
-            verdict = self.view_logits(make_view(x[open_], scale), view).to(logits.dtype)
+            verdict = self.look_at(x[open_], view).to(logits.dtype)
             cost[open_] += scale * scale
             certain = sureness(verdict)
             surer = certain > best[open_]
@@ -98,6 +108,7 @@ class MultiScaleResNet(ResNetTrunk):
     def views_at(self, side: int) -> list[int]:
         """The views of a `side`-pixel picture that are looked at; the one at scale 1 comes first."""
         order = sorted(range(len(self.config.scales)), key=lambda view: self.config.scales[view] != 1)
+        side = trunk_side(side, self.config.detail)
         return [view for view in order if is_useful(side, self.config.scales[view], self.config.stem)]
 
     def taught_at(self, side: int) -> list[int]:
@@ -121,9 +132,20 @@ class MultiScaleResNet(ResNetTrunk):
             base = [tensor for norm in norms for tensor in _norm_tensors(norm.of(self.norm_of[seen[0]]))]
             torch._foreach_copy_(mine, base)
 
-    def view_logits(self, x: Tensor, view: int) -> Tensor:
-        """Logits of one view, already at its own size. Shape: (N, 3, h, w) -> (N, K)."""
-        c3, c4, c5 = self.features(x, self.norm_of[view])
+    def look_at(self, x: Tensor, view: int) -> Tensor:
+        """Logits of one view of whole pictures. Shape: (N, 3, H, W) -> (N, K)."""
+        scale = self.config.scales[view]
+        if self.detail is None:
+            return self.view_logits(make_view(x, scale), view)
+        return self.view_logits(make_view(x, scale / 2), view, self.detail(x) if scale == 1 else None)
+
+    def view_logits(self, x: Tensor, view: int, detail: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Logits of one view, already at its own size, with the detail branch's maps. Shape: (N, 3, h, w) -> (N, K)."""
+        beside1, beside2 = detail or (None, None)
+        if self.sift is not None:
+            described = self.sift(x, self.norm_of[view])
+            beside2 = described if beside2 is None else beside2 + described
+        c3, c4, c5 = self.features(x, self.norm_of[view], beside1, beside2)
         z: Tensor = self.fc(self.drop(self.pool(c5)))
         if self.head3 is not None and self.head4 is not None:
             z = z + self.head3(c3.mean((2, 3))) + self.head4(c4.mean((2, 3)))
@@ -141,6 +163,14 @@ class MultiScaleResNet(ResNetTrunk):
         for head in (self.head3, self.head4):
             if head is not None:
                 nn.init.zeros_(head.weight)
+        for branch in (self.detail, self.sift):
+            if branch is not None:
+                branch.start_neutral()
+
+
+def trunk_side(side: int, detail: bool) -> int:
+    """Pixels of the view at scale 1 of a `side`-pixel picture: beside a detail branch the trunk sees half of them."""
+    return view_side(side, 0.5) if detail else side
 
 
 def is_useful(side: int, scale: float, stem: Stem) -> bool:
@@ -165,7 +195,8 @@ def _norm_tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
 
 
 def scale_norms(network: nn.Module) -> list[ScaleBatchNorm2d]:
-    return [module for module in network.modules() if isinstance(module, ScaleBatchNorm2d)]
+    """Those that have a private set for more than one view."""
+    return [module for module in network.modules() if isinstance(module, ScaleBatchNorm2d) and len(module.scales)]
 
 
 @contextmanager

@@ -6,13 +6,14 @@ Sources: He et al. 2015 (arXiv 1512.03385), stride in the 3x3 convolution of bot
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvcr_cli.config import Stem
-from mvcr_cli.models.scale_aware import ScaleBatchNorm2d, SoftBlur
+from mvcr_cli.models.scale_aware import ScaleAwareConv2d, ScaleBatchNorm2d, SoftBlur
 
 
 class Shortcut(nn.Sequential):
@@ -49,11 +50,12 @@ class Block(nn.Module):
 class BasicBlock(Block):
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int, views: int, blur: float | None) -> None:
+    def __init__(self, channels: int, width: int, stride: int, views: int, blur: float | None,
+                 sacs: float | None = None) -> None:  # fmt: skip
         super().__init__(channels, width, stride, views, blur)
         self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
         self.bn1 = ScaleBatchNorm2d(width, views)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.conv2 = _convolution(width, 1, sacs)
         self.bn2 = ScaleBatchNorm2d(width, views)
 
     def branch(self, x: Tensor, view: int) -> Tensor:
@@ -64,12 +66,13 @@ class BasicBlock(Block):
 class Bottleneck(Block):
     expansion = 4
 
-    def __init__(self, channels: int, width: int, stride: int, views: int, blur: float | None) -> None:
+    def __init__(self, channels: int, width: int, stride: int, views: int, blur: float | None,
+                 sacs: float | None = None) -> None:  # fmt: skip
         out = width * self.expansion
         super().__init__(channels, out, stride, views, blur)
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.bn1 = ScaleBatchNorm2d(width, views)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.conv2 = _convolution(width, stride, sacs)
         self.bn2 = ScaleBatchNorm2d(width, views)
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
         self.bn3 = ScaleBatchNorm2d(out, views)
@@ -80,7 +83,15 @@ class Bottleneck(Block):
         return cast(Tensor, self.bn3(self.conv3(x), view))
 
 
+def _convolution(width: int, stride: int, sacs: float | None) -> nn.Conv2d:
+    """A block's own 3x3 convolution; scale-aware, with the strength `sacs`, where it keeps the size."""
+    if sacs is not None and stride == 1:
+        return ScaleAwareConv2d(width, width, sacs)
+    return nn.Conv2d(width, width, 3, stride, 1, bias=False)
+
+
 STEMS: dict[Stem, tuple[int, int]] = {"imagenet": (7, 2), "small": (3, 2), "fine": (3, 1)}  # kernel, stride
+LAYER2_STRIDE: dict[Stem, int] = {"imagenet": 8, "small": 4, "fine": 2}
 
 
 class ResNetTrunk(nn.Module):
@@ -93,10 +104,11 @@ class ResNetTrunk(nn.Module):
         stem: "imagenet" (7x7 stride 2, max-pool), "small" (3x3 stride 2) or "fine" (3x3 stride 1).
         views: S, the number of private batch-norm sets.
         blur: initial strength of SoftBlur, None for no blur.
+        sacs: initial strength of `ScaleAwareConv2d` by stage, 1 to 4; the stages that are left out have none.
     """
 
-    def __init__(self, block: type[Block], depths: tuple[int, ...], width: int, stem: Stem, views: int,
-                 blur: float | None) -> None:  # fmt: skip
+    def __init__(self, block: type[BasicBlock | Bottleneck], depths: tuple[int, ...], width: int, stem: Stem, views: int,
+                 blur: float | None, sacs: Mapping[int, float] | None = None) -> None:  # fmt: skip
         super().__init__()
         kernel, stride = STEMS[stem]
         self.conv1 = nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=False)
@@ -108,16 +120,20 @@ class ResNetTrunk(nn.Module):
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(channels, planes, stride, views, blur))
+                blocks.append(block(channels, planes, stride, views, blur, (sacs or {}).get(stage + 1)))
                 channels = planes * block.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
             self.channels.append(channels)
 
-    def features(self, x: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, x: Tensor, view: int, beside1: Tensor | None = None,
+                 beside2: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Maps of stages 2, 3 and 4. What runs beside the trunk is added behind stages 1 and 2."""
         x = F.relu(self.bn1(self.conv1(x), view), inplace=True)  # N x width x H/2 x W/2
         x = self.maxpool(x)
         x = self._stage(self.layer1, x, view)
+        x = x if beside1 is None else x + beside1
         c3 = self._stage(self.layer2, x, view)
+        c3 = c3 if beside2 is None else c3 + beside2
         c4 = self._stage(self.layer3, c3, view)
         return c3, c4, self._stage(self.layer4, c4, view)
 

@@ -58,6 +58,43 @@ class SoftBlur(nn.Module):
         return x + self.t.to(x.dtype) * (blurred - x)
 
 
+class ScaleAwareConv2d(nn.Conv2d):
+    """A 3x3 convolution that may replace the coarse band of its response by that of the same filter one octave up.
+
+        y1 = W * x                 D = mean over 2x2, stride 2
+        g  = sigmoid(V * D(x))     V a 1x1 convolution to one channel, 0 at the start, so g = 1/2
+        y  = y1 + Up( alpha g (W * D(x) - D(y1)) )
+
+    alpha, one number a channel, says how much, and g where. alpha = 0 is the plain convolution, whose name and shape
+    `weight` keeps. alpha learns from the first step on, V from the second.
+
+    Shape: (N, C, H, W) -> (N, C_out, H, W); stride 1.
+    Sources: switchable atrous convolution, Qiao et al. 2021 (arXiv 2006.02334), here with blur and decimation in the
+    place of dilation, which aliases less and costs a quarter of the second pass; deep scale-spaces, Worrall and
+    Welling 2019 (arXiv 1905.11697).
+    """
+
+    def __init__(self, channels: int, out: int, strength: float) -> None:
+        super().__init__(channels, out, 3, 1, 1, bias=False)
+        self.alpha = nn.Parameter(torch.full((out,), float(strength)))
+        self.gate_weight = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gate_bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = super().forward(x)
+        coarse = octave_up(x)  # N x C x H/2 x W/2
+        change = super().forward(coarse) - octave_up(fine)
+        gate = F.conv2d(coarse, self.gate_weight, self.gate_bias).sigmoid()
+        # Cast: float32 factors would promote a bfloat16 map to float32, at several times the cost.
+        change = change * (self.alpha.view(-1, 1, 1).to(change.dtype) * gate.to(change.dtype))
+        return fine + F.interpolate(change, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def octave_up(x: Tensor) -> Tensor:
+    """The map at half its sides, rounded up: means over 2x2, at odd edges over what is there."""
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
 class GeM(nn.Module):
     """Generalised-mean pooling over space: `mean(x^p)^(1/p)`; p = 1 is the average, p -> inf the maximum.
 
