@@ -93,7 +93,9 @@ class _Cut:
         bottom, right = top + band.shape[0], left + band.shape[1]
         first, last, west, east = max(top, y0), min(bottom, y1), max(left, x0), min(right, x1)
         if first < last and west < east:
-            canvas[first - y0 : last - y0, west - x0 : east - x0] = band[first - top : last - top, west - left : east - left]
+            canvas[first - y0 : last - y0, west - x0 : east - x0] = band[
+                first - top : last - top, west - left : east - left
+            ]
 
     def finish(self) -> None:
         canvas, (x0, y0, _, _) = self._begun(), self._grid()

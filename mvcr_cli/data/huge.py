@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mvcr_cli.data import vips
 from mvcr_cli.data.cuts import cut_tiles, shrunk_bands
 from mvcr_cli.data.decoders import Decoder, Stored, WholeDecoder, read_header
 from mvcr_cli.data.images import FULL_DECODE_PIXELS, HUGE_ABOVE, SIDEWAYS, load_picture
@@ -112,10 +113,16 @@ class HugePicture:
 
     def _decoder(self, whole_pixels: int) -> Decoder:
         stored = self._stored
-        if self._whole is None:
-            if stored.pixels > HUGE_ABOVE:
-                _check_whole(stored, whole_pixels)
-            self._whole = WholeDecoder(stored)
+        if self._whole is not None:
+            return self._whole
+        if stored.pixels > HUGE_ABOVE:
+            if (decoder := vips.decoder_for(stored)) is not None and vips.is_installed():
+                return decoder
+            if stored.pixels > whole_pixels:
+                cure = "" if decoder is None else "; without this limit: pip install 'mvcr[large]'"
+                detail = f"{stored.width}x{stored.height} to decode in full, limit {whole_pixels:,}{cure}"
+                raise BadImage("too_many_pixels", detail)
+        self._whole = WholeDecoder(stored)
         return self._whole
 
 
@@ -127,9 +134,3 @@ def open_huge(path: str | os.PathLike[str]) -> HugePicture:
         WorkerFailed: this process may not open any more files.
     """
     return HugePicture(read_header(path))
-
-
-def _check_whole(stored: Stored, whole_pixels: int) -> None:
-    if stored.pixels > whole_pixels:
-        detail = f"{stored.width}x{stored.height} to decode in full; limit {whole_pixels:,}"
-        raise BadImage("too_many_pixels", detail)

@@ -1,7 +1,7 @@
 """From the way a file stores a picture to the upright one, for arrays, boxes and strips.
 
-Orientations are those of EXIF: 1 upright, 2 mirrored, 3 upside down, 4 both, 5 transposed, 6 to be turned clockwise,
-7 transposed across the other diagonal, 8 to be turned counterclockwise.
+Orientations are those of EXIF: to be shown as stored (1), mirrored (2), turned by 180 degrees (3), mirrored top to bottom
+(4), transposed (5), turned clockwise (6), transposed across the other diagonal (7) or turned counterclockwise (8).
 """
 
 from __future__ import annotations
