@@ -87,7 +87,7 @@ UPRIGHT = {
 SIDEWAYS = frozenset({5, 6, 7, 8})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Deflate cannot expand more than 1,032 times, so a header that claims more is a lie that would cost gigabytes.
 _MAX_EXPANSION = 1100

@@ -1,6 +1,6 @@
 """What the directories of a TIFF or BigTIFF say: enough to know how its pixels are kept and which pages are reductions.
 
-Only counted, bounded reads: a directory that is damaged, endless or in a circle ends the list or raises ValueError.
+Only counted, bounded reads: a directory that is damaged, endless or in a circle ends the list, or raises one of UNREADABLE.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO
 
+UNREADABLE = (ValueError, OverflowError, OSError, struct.error)  # OSError: an offset that no file can have
 MAX_PAGES = 64  # that are looked at for reductions of the first one
 _MAX_ENTRIES = 4096
 _MAX_VALUES = 64
 _SIZES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
 _SAMPLES, _ROWS_PER_STRIP, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _SUB_DIRECTORIES = 277, 278, 284, 322, 323, 330
-_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
+_EXTRA_SAMPLES, _SAMPLE_FORMAT, _ORIENTATION, _RESOLUTION_UNIT = 338, 339, 274, 296
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Page:
 
     Args:
         tile: width and height of its tiles; those of a strip when it has no tiles.
+        tags_are_legal: libtiff, and with it libvips, refuses a file whose orientation or unit does not exist.
         number: which page of the file it is, or -1 - n for the n-th reduction that hangs on the first page.
     """
 
@@ -41,6 +43,7 @@ class Page:
     tiled: bool
     tile: tuple[int, int]
     reduced: bool
+    tags_are_legal: bool
 
     @property
     def tile_bytes(self) -> int:
@@ -59,7 +62,7 @@ class Page:
 def read_pages(file: IO[bytes]) -> list[Page]:
     """The first page of a file, its reductions, and up to 63 pages behind it.
 
-    Raises: ValueError or struct.error when the first directory cannot be read.
+    Raises: one of UNREADABLE when the first directory cannot be read.
     """
     layout = _Layout.of(file)
     first, after = layout.directory(file, layout.first(file))
@@ -94,7 +97,7 @@ def _other(layout: _Layout, file: IO[bytes], offset: int, number: int) -> tuple[
     try:
         tags, after = layout.directory(file, offset)
         return [_page(tags, number)], after
-    except (ValueError, struct.error, OverflowError):
+    except UNREADABLE:
         return [], 0
 
 
@@ -123,6 +126,7 @@ def _page(tags: Mapping[int, tuple[int, ...]], number: int) -> Page:
         tiled=tiled,
         tile=tile,
         reduced=bool(one(_SUBFILE, 0) & 1),
+        tags_are_legal=one(_ORIENTATION, 1) in range(1, 9) and one(_RESOLUTION_UNIT, 1) in (1, 2, 3),
     )
 
 

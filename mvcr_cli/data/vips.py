@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from PIL import Image
 from mvcr_cli.data.decoders import Decoder, Reader, Stored, reopened
 from mvcr_cli.data.images import FULL_DECODE_PIXELS, extremes, grey_range, is_deep_grey, to_rgb
 from mvcr_cli.data.quiet import quiet_stderr
-from mvcr_cli.data.tiff import Page, read_pages, reductions
+from mvcr_cli.data.tiff import UNREADABLE, Page, read_pages, reductions
 from mvcr_cli.errors import BadImage, MvcrError
 from mvcr_cli.paths import display_name
 
@@ -41,9 +40,11 @@ _TYPES_OF_MODE = {"I;16": ("ushort",), "I;16B": ("ushort",), "I": ("int",), "F":
 
 # Of a TIFF: photometric interpretation, sample format, bits, extra samples.
 _TIFF_KINDS = frozenset({
-    (0, 1, (1,), ()), (1, 1, (1,), ()), (0, 1, (8,), ()), (1, 1, (8,), ()), (1, 1, (16,), ()), (1, 2, (32,), ()),
-    (1, 3, (32,), ()), (1, 1, (8, 8), (2,)), (3, 1, (8,), ()), (2, 1, (8,) * 3, ()), (2, 1, (16,) * 3, ()),
-    (2, 1, (8,) * 4, (0,)), (2, 1, (8,) * 4, (2,)), (2, 1, (16,) * 4, (2,)), (5, 1, (8,) * 4, ()), (6, 1, (8,) * 3, ()),
+    *((white, 1, (bits,), ()) for white in (0, 1) for bits in (1, 2, 4, 8)),
+    (1, 1, (16,), ()), (1, 2, (32,), ()), (1, 3, (32,), ()), (1, 1, (8, 8), (2,)), (3, 1, (4,), ()), (3, 1, (8,), ()),
+    (2, 1, (8, 8, 8), ()), (2, 1, (16, 16, 16), ()), (2, 1, (16, 16, 16, 16), (2,)),
+    *((2, 1, (8, 8, 8, 8), extra) for extra in ((), (0,), (1,), (2,))),
+    (5, 1, (8, 8, 8, 8), ()), (6, 1, (8, 8, 8), ()),
 })  # fmt: skip
 _JPEG_IN_TIFF = 7
 _TIFF_COMPRESSIONS = frozenset(
@@ -67,7 +68,8 @@ def decoder_for(stored: Stored) -> Decoder | None:
         return _tiff_decoder(stored)
     if stored.format == "JPEG":
         # The other libraries read on over damaged data as well, but not over a missing end.
-        return VipsDecoder(stored, "jpegload_source", {n: {"shrink": n} for n in (1, 2, 4, 8)}, fail_on="truncated")
+        options = {n: {"shrink": n} for n in (1, 2, 4, 8) if n <= min(stored.width, stored.height)}
+        return VipsDecoder(stored, "jpegload_source", options, fail_on="truncated")
     return VipsDecoder(stored, "pngload_source", {1: {}}, fail_on="error")
 
 
@@ -75,7 +77,7 @@ def _tiff_decoder(stored: Stored) -> Decoder | None:
     with reopened(stored) as file:
         try:
             pages = read_pages(file)
-        except (ValueError, struct.error, OverflowError) as error:
+        except UNREADABLE as error:
             raise BadImage("corrupt", display_name(f"TIFF directory: {error}")) from error
     whole = pages[0]
     if (whole.width, whole.height) != (stored.width, stored.height) or not _is_known(whole):
@@ -85,8 +87,9 @@ def _tiff_decoder(stored: Stored) -> Decoder | None:
         factor: {"page": page.number} if page.number > 0 else {"page": 0, "subifd": -1 - page.number}
         for factor, page in sorted(levels.items())
     }
-    access = "random" if whole.tiled else "sequential"
-    return VipsDecoder(stored, "tiffload_source", options, exact=False, fail_on="error", access=access)
+    if whole.tiled:  # at "error", libvips gives black for a tile that cannot be decoded
+        return VipsDecoder(stored, "tiffload_source", options, exact=False, fail_on="warning", access="random")
+    return VipsDecoder(stored, "tiffload_source", options, exact=False, fail_on="error")
 
 
 def _is_known(page: Page) -> bool:
@@ -95,7 +98,8 @@ def _is_known(page: Page) -> bool:
         (page.photometric, page.sample_format, page.bits, page.extra) in _TIFF_KINDS
         and page.compression in _TIFF_COMPRESSIONS
         and (page.photometric == _YCBCR) <= (page.compression == _JPEG_IN_TIFF)
-        and page.planar == page.fill_order == 1
+        and page.fill_order == 1
+        and page.tags_are_legal
         and page.tile_row_bytes <= MAX_TILE_ROW_BYTES
     )
 
@@ -123,7 +127,11 @@ class VipsDecoder:
         if self._grey is None and is_deep_grey(self._stored.mode):
             self._grey = self._measure()
         source = self._open(reduction)
-        yield Reader(source.width, source.height, lambda *box: self._rgb(source.fetch(*box)))
+        if not self.exact:
+            yield Reader(source.width, source.height, lambda *box: self._rgb(source.fetch(*box)))
+            return
+        width, height = (-(-length // reduction) for length in (self.width, self.height))
+        yield Reader(width, height, lambda *box: self._rgb(source.padded(*box)))
 
     def _open(self, reduction: int) -> _Source:
         pyvips = _pyvips()
@@ -138,7 +146,7 @@ class VipsDecoder:
     def _check(self, image: Any, reduction: int) -> None:
         stored = self._stored
         exact = reduction == 1 or self.exact
-        sizes = tuple(-(-length // reduction) for length in (stored.width, stored.height))
+        sizes = stored.width // reduction, stored.height // reduction  # libvips rounds down
         types = _TYPES_OF_MODE.get(stored.mode, ("uchar", "ushort"))
         if (exact and (image.width, image.height) != sizes) or image.format not in types:
             raise BadImage(
@@ -190,6 +198,14 @@ class _Source:
     @property
     def height(self) -> int:
         return int(self.image.height)
+
+    def padded(self, left: int, top: int, width: int, height: int) -> NDArray[Any]:
+        """Like `fetch`, but beyond the last row and column these are repeated."""
+        inside_x, inside_y = min(left, self.width - 1), min(top, self.height - 1)
+        right, bottom = min(left + width, self.width), min(top + height, self.height)
+        found = self.fetch(inside_x, inside_y, right - inside_x, bottom - inside_y)
+        more = (0, height - len(found)), (0, width - found.shape[1]), (0, 0)
+        return np.pad(found, more, "edge") if any(map(any, more)) else found
 
     def fetch(self, left: int, top: int, width: int, height: int) -> NDArray[Any]:
         """Shape: (height, width, samples)."""
