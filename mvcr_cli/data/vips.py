@@ -47,9 +47,7 @@ _TIFF_KINDS = frozenset({
     (5, 1, (8, 8, 8, 8), ()), (6, 1, (8, 8, 8), ()),
 })  # fmt: skip
 _JPEG_IN_TIFF = 7
-_TIFF_COMPRESSIONS = frozenset(
-    {1, 5, _JPEG_IN_TIFF, 8, 32773, 32946}
-)  # none, LZW, JPEG, deflate, PackBits, old deflate
+_TIFF_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, _JPEG_IN_TIFF, 8, 32773, 32946})  # none, fax, LZW, deflate, PackBits
 _YCBCR = 6
 
 
