@@ -24,6 +24,7 @@ def predict(
     inputs: o.Inputs,
     run: o.Run = PredictConfig.run,
     topk: o.TopK = PredictConfig.topk,
+    explain: o.Explain = PredictConfig.explain,
     batch: o.Batch = PredictConfig.batch,
     workers: o.Workers = PredictConfig.workers,
     device: o.Device = PredictConfig.device,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mvcr_cli import __version__
-from mvcr_cli.config import ModelConfig, TrainConfig
+from mvcr_cli.config import ModelConfig, TrainConfig, ZoomConfig
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import Say, available_cores, default_workers, pick_precision
 from mvcr_cli.engine.evaluate import split_record
@@ -24,9 +24,13 @@ from mvcr_cli.errors import CannotCreate, ConfigMismatch
 from mvcr_cli.models import build, config_for, load_trunk, useful_scales
 from mvcr_cli.paths import display_name, to_json, write_json
 
+CANDIDATES, CANDIDATES_PER_TILE = 64, 4
+
 # Settings that do not change the result; they may differ when a run is resumed, and stay out of the weights file.
-FREE_SETTINGS = frozenset({"data", "val", "run", "resume", "started", "workers", "threads", "cache_mb", "dry_run", "offline",
-                   "strict", "save_every", "device", "follow_links"})  # fmt: skip
+FREE_SETTINGS = frozenset({
+    "data", "val", "run", "resume", "started", "workers", "threads", "cache_mb", "memory_mb", "dry_run", "offline",
+    "strict", "save_every", "device", "follow_links",
+})  # fmt: skip
 
 
 def open_run(config: TrainConfig, start: Start | None) -> RunDirectory:
@@ -68,6 +72,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     stem = start.stem or stem_for(settings.imgsz)
     model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem)
     model = replace(model, scales=useful_scales(model.scales, settings.imgsz, stem))
+    model = replace(model, zoom=zoom_of(settings))
     session = _session(settings, prepared, start, model, device)
     precision = str(session.dtype).removeprefix("torch.")
     if stored is None:
@@ -77,7 +82,23 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
         f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, batch "
         f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
     )
+    if model.zoom is not None:
+        width, height = prepared.sides
+        why = f"median {width}x{height} px" if config.zoom_mode == "auto" else "as asked"
+        say(
+            f"zoom: on ({why}): a glance of {settings.imgsz} px, and the best {model.zoom.tiles} of "
+            f"{model.zoom.candidates} tiles of {model.zoom.tile_px} px; --zoom off looks at the whole only"
+        )
     return session
+
+
+def zoom_of(settings: TrainConfig) -> ZoomConfig | None:
+    """What is asked of a network that zooms."""
+    if settings.zoom_mode != "on":
+        return None
+    assert settings.tiles is not None and settings.tile_px is not None
+    candidates = max(CANDIDATES, CANDIDATES_PER_TILE * settings.tiles)
+    return ZoomConfig(tiles=settings.tiles, candidates=candidates, tile_px=settings.tile_px)
 
 
 def _record(run: RunDirectory, settings: TrainConfig, prepared: Prepared, start: Start, session: Session,
@@ -111,7 +132,10 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     Raises: ConfigMismatch that names the first contradiction.
     """
     was = stored["train"]
-    fitted = {key: was.get(key) for key in ("model", "imgsz", "batch", "epochs", "lr") if getattr(config, key) is None}
+    open_ = ("model", "imgsz", "tiles", "tile_px", "batch", "epochs", "lr")
+    fitted = {key: was.get(key) for key in open_ if getattr(config, key) is None}
+    if config.zoom_mode == "auto":
+        fitted["zoom_mode"] = was.get("zoom_mode", "off")  # runs from before there was zoom
     config = replace(
         config, **fitted, workers=default_workers(config.workers), threads=config.threads or available_cores()
     )

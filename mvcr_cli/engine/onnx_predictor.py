@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mvcr_cli.checkpoint import check_classes, read_bytes
+from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.errors import CheckpointError, ConfigMismatch, UsageError
 from mvcr_cli.paths import display_name
 
@@ -57,8 +58,12 @@ class OnnxPredictor:
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise CheckpointError(f"{shown} cannot be run: {display_name(str(error), 120)}") from error
 
-    def read(self, image: Image.Image) -> NDArray[np.generic]:
-        return np.array(image, dtype=np.uint8)
+    def read(self, path: str) -> Ready:
+        picture = load_picture(path, 2 * self.size)
+        return Ready(path, picture.width, picture.height, np.array(picture.image, dtype=np.uint8))
+
+    def judge(self, group: list[Ready]) -> list[Verdict]:
+        return [Verdict(row) for row in self.probabilities([ready.input for ready in group])]
 
     def probabilities(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float64]:
         rows = [self._session.run(None, {"images": pixels[None]})[0][0] for pixels in inputs]

@@ -22,7 +22,7 @@ from torch import Tensor
 from mvcr_cli import __version__
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import TrainConfig
-from mvcr_cli.data.loader import PixelCache, Step, TrainingReader, decode_side, epoch_order, evaluation_batches
+from mvcr_cli.data.loader import Batch, PixelCache, Step, TrainingReader, decode_side, epoch_order, evaluation_batches
 from mvcr_cli.engine import (
     Say,
     Stop,
@@ -35,18 +35,20 @@ from mvcr_cli.engine import (
 )
 from mvcr_cli.engine.beginning import FREE_SETTINGS, begin, open_run
 from mvcr_cli.engine.clock import Clock
-from mvcr_cli.engine.evaluate import infer, summarise
+from mvcr_cli.engine.evaluate import infer, summarise, tile_reader
 from mvcr_cli.engine.prepare import Prepared, announce, prepare
 from mvcr_cli.engine.rundir import RunDirectory
-from mvcr_cli.engine.schedule import lr_factor, size_at
+from mvcr_cli.engine.schedule import lessons, lr_factor, size_at
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import starting_weights
 from mvcr_cli.errors import CannotCreate, DataError
+from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name, write_json
-from mvcr_cli.records import EpochReport, EvalReport, TrainReport, record
+from mvcr_cli.records import EpochReport, EvalReport, Problem, TrainReport, record
 
 VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
 EVALUATION_BATCH = 64
+ZOOM_EVALUATION_BATCH = 16
 
 
 def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
@@ -105,6 +107,7 @@ class Trainer:
     def __post_init__(self) -> None:
         assert self.config.batch is not None
         self.cache = PixelCache(self.config.cache_mb)
+        self.zoom = tile_reader(self.session.network, self.session.preprocess, self.config.memory_mb // 4)
         self.per_epoch = max(1, len(self.prepared.train) // self.config.batch)
         if self.config.epochs is not None and self.config.seconds is None:
             self.clock.total_steps = self.config.epochs * self.per_epoch
@@ -116,6 +119,7 @@ class Trainer:
             return
         tensors, meta = state
         self.session.load_state(tensors, meta["scaler"])
+        self._search()
         self.step, self.best, self.best_epoch = meta["step"], meta["best"], meta["best_epoch"]
         self.pending, self.clock.before = meta["pending"], meta["elapsed"]
         self.records = self.run.read_metrics(meta["records"])
@@ -132,7 +136,7 @@ class Trainer:
             if (signal := stop()) or self._out_of_patience():
                 self.stopped_by = signal or "patience"
                 return
-        batches = self._reader().batches(self._steps())
+        batches = self._batches()
         planned = None if self.clock.total_steps is None else self.clock.total_steps - self.step
         if self.clock.total_steps is not None and self.step >= self.clock.total_steps:
             batches = iter(())
@@ -157,6 +161,26 @@ class Trainer:
                 self.stopped_by = signal or ("patience" if out_of_patience and not ended else "finished")
                 return
 
+    def _batches(self) -> Iterator[tuple[Step, Batch | None]]:
+        """Steps and their batches. Reading in advance pauses where the network's own proposal of tiles changes."""
+        reader = self._reader()
+        if self.zoom is None:
+            yield from reader.batches(self._steps())
+            return
+        for taught, steps in itertools.groupby(self._steps(), lambda step: lessons(step.epoch)):
+            network, average = self.session.network, self.session.average.network
+            assert isinstance(network, ZoomResNet) and isinstance(average, ZoomResNet)
+            if taught > int(network.taught):
+                for learner in (network, average):
+                    learner.teach_finder(average.scorer)
+                self._search()
+            yield from reader.batches(steps)
+
+    def _search(self) -> None:
+        """Propose tiles as the network now says."""
+        if self.zoom is not None and isinstance(self.session.network, ZoomResNet):
+            self.zoom.search_with(self.session.network.learned_proposal())
+
     def finish(self) -> TrainReport:
         """The end of the run; only a run that came to its end is marked as finished."""
         last = self.records[-1]["val_accuracy"] if self.records else 0.0
@@ -171,7 +195,7 @@ class Trainer:
             stopped_by=self.stopped_by,
             train_images=len(self.prepared.train),
             val_images=len(self.prepared.val),
-            skipped=len(self.prepared.skipped) + len(self.cache.problems),
+            skipped=len(self.prepared.skipped) + len(self._problems()),
             peak_rss_mb=peak_rss_mb(),
         )
         self._report_bad_pictures()
@@ -200,7 +224,8 @@ class Trainer:
         assert config.batch is not None
         base = decode_side(config.imgsz, config.augment)
         return TrainingReader(
-            self.cache, self.session.preprocess, config.augment, base, config.seed, config.workers, 3 * config.batch
+            self.cache, self.session.preprocess, config.augment, base, config.seed, config.workers, 3 * config.batch,
+            self.zoom,
         )
 
     def _validate(self, stop: Stop, size: int | None = None, speed: float = 0.0) -> EpochReport | None:
@@ -227,7 +252,8 @@ class Trainer:
         session, began = self.session, time.monotonic()
         assert self.config.workers is not None
         batches = evaluation_batches(
-            self.prepared.val, session.preprocess, EVALUATION_BATCH, self.config.workers, self.cache
+            self.prepared.val, session.preprocess, EVALUATION_BATCH if self.zoom is None else ZOOM_EVALUATION_BATCH,
+            self.config.workers, self.cache, self.zoom,
         )
         kept, probabilities = infer(session.average.network, batches, session.device, session.dtype, stop)
         if stop():
@@ -311,8 +337,11 @@ class Trainer:
             return False
         return bool(self.records[-1]["epoch"] - self.best_epoch >= patience)
 
+    def _problems(self) -> list[Problem]:
+        return [*self.cache.problems.values(), *(() if self.zoom is None else self.zoom.problems.values())]
+
     def _report_bad_pictures(self) -> None:
-        bad = sorted(self.cache.problems.values(), key=lambda problem: problem.path)
+        bad = sorted(self._problems(), key=lambda problem: problem.path)
         if bad:
             names = ", ".join(f"{display_name(problem.path)} ({problem.code})" for problem in bad[:20])
             self.say(f"warning: {len(bad)} pictures could not be read and were left out: {names}")

@@ -32,7 +32,8 @@ class MultiScaleResNet(ResNetTrunk):
     def __init__(self, config: ModelConfig, *, exact: bool = False) -> None:
         block = Bottleneck if config.block == "bottleneck" else BasicBlock
         blur = (0.0 if exact else 1.0) if config.blur else None
-        super().__init__(block, config.depths, config.width, config.stem, len(config.scales), blur)
+        views = len(config.scales) + (config.zoom is not None)  # the tiles have a batch norm of their own
+        super().__init__(block, config.depths, config.width, config.stem, views, blur)
         self.config = config
         self.pool = GeM(1.0 if exact else 3.0) if config.gem else AveragePool()
         self.drop = nn.Dropout(config.drop)

@@ -1,0 +1,99 @@
+"""SIFT's detector as a proposal stage: where in a large picture something small stands out.
+
+    E = | h - up(down_4(h)) |      h: luma at half size and, octave by octave, at a quarter, an eighth, ...
+    averaged over cells of 5 x 5 and smoothed by a triangular window; peaks are maxima of 5 x 5 cells.
+
+The difference between a picture and its own low-pass is a difference of Gaussians with boxes for Gaussians. A single box
+as window leaves flat tops on which one object gives several peaks; two of them (a triangle) do not.
+
+Everything is aligned to blocks of `alignment(octaves)` pixels, so that strips of a picture give the same cells as the
+whole.
+
+Sources: Lowe 2004, scale-space extrema of differences of Gaussians; here with the energy summed over a window the size
+of an object instead of its extremum, and one response an octave.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CELL = 5  # pixels of a cell at its octave; 10 pixels of the picture in the first one
+_DOWN = 4
+FLAT = 1e-4  # energy, of 1, below which nothing stands out
+
+
+def cell_px(octave: int) -> int:
+    """Side of a cell in pixels of the picture."""
+    return CELL << (octave + 1)
+
+
+def alignment(octaves: int) -> int:
+    """Pixels of the picture to which strips are aligned."""
+    return CELL * _DOWN << octaves
+
+
+def cell_energies(half: Tensor, octaves: int) -> list[Tensor]:
+    """Energy of every cell of every octave, not yet smoothed.
+
+    Args:
+        half: luma in [0, 1] at half the picture's size.
+
+    Shape: (H/2, W/2) -> `octaves` times (ceil(H / cell_px), ceil(W / cell_px)).
+    """
+    h = half[None, None]
+    energies = []
+    for octave in range(octaves):
+        if octave:
+            h = _average(h, 2)
+        low = _average(h, _DOWN)
+        low = F.interpolate(low, scale_factor=_DOWN, mode="nearest")[..., : h.shape[-2], : h.shape[-1]]
+        energies.append(_average((h - low).abs_(), CELL)[0, 0])
+    return energies
+
+
+def find_peaks(energy: Tensor, most: int) -> list[tuple[float, float]]:
+    """Row and column, in cells, of what has the strongest energy in its window, strongest first.
+
+    A place is the centre of gravity of the energy around the peak, finer than the cells.
+
+    Shape: (H, W) -> at most `most` pairs; (0.5, 0.5) is the middle of the first cell.
+    """
+    peaks = local_maxima(_box(_box(energy[None, None]))[0, 0], most, floor=FLAT)
+    padded = F.pad(energy[None, None], (2, 2, 2, 2))[0, 0]
+    around = torch.arange(5, dtype=energy.dtype) - 2
+    places = []
+    for row, column in peaks:
+        window = padded[row : row + 5, column : column + 5]
+        mass = float(window.sum())
+        down, across = float((window.sum(1) * around).sum()) / mass, float((window.sum(0) * around).sum()) / mass
+        places.append((row + 0.5 + down, column + 0.5 + across))
+    return places
+
+
+def local_maxima(values: Tensor, most: int, *, floor: float) -> list[tuple[int, int]]:
+    """Row and column of the highest cells, highest first, none within two cells of another.
+
+    Shape: (H, W) -> at most `most` pairs.
+    """
+    if not values.numel():
+        return []
+    top = F.max_pool2d(values[None, None], 5, 1, 2)[0, 0]
+    peaks = ((values == top) & (values > floor)).nonzero()  # n x 2, in reading order
+    order = values[peaks[:, 0], peaks[:, 1]].argsort(descending=True, stable=True)
+    kept: dict[tuple[int, int], None] = {}
+    for row, column in peaks[order].tolist():  # cells of equal height may be neighbours
+        if not any((row + down, column + across) in kept for down in range(-2, 3) for across in range(-2, 3)):
+            kept[row, column] = None
+        if len(kept) == most:
+            break
+    return list(kept)
+
+
+def _average(x: Tensor, size: int) -> Tensor:
+    return F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
+
+
+def _box(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
