@@ -125,11 +125,11 @@ class ZoomConfig:
     """
 
     tiles: int = 16
-    candidates: int = 64
+    candidates: int = 128
     tile_px: int = 32
     octaves: int = 2
     grid: float = 0.25
-    learned: float = 0.25
+    learned: float = 0.5
 
     def __post_init__(self) -> None:
         numbers = (self.tiles, self.candidates, self.tile_px, self.octaves)

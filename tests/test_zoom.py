@@ -14,15 +14,15 @@ from PIL import Image
 from small_run import settings, stop_at, trained
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import EvalConfig, ModelConfig, PredictConfig, ZoomConfig
-from mvcr_cli.data.huge import open_huge
+from mvcr_cli.config import EvalConfig, ExportConfig, ModelConfig, PredictConfig, ZoomConfig
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.data.tiles import MARGIN, _Search, cut_tiles, propose
+from mvcr_cli.data.tiles import MARGIN, _Search, cut_tiles, open_picture, propose
 from mvcr_cli.engine import train as train_module
 from mvcr_cli.engine.evaluate import evaluate
+from mvcr_cli.engine.export import export
 from mvcr_cli.engine.predict import predict
 from mvcr_cli.engine.prepare import zoom_mode
-from mvcr_cli.errors import UsageError
+from mvcr_cli.errors import CannotCreate, ConfigMismatch, UsageError
 from mvcr_cli.models import TRUNKS, build, config_for
 from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks
 from mvcr_cli.models.zoom import TileScorer, ZoomResNet, choose
@@ -112,7 +112,7 @@ def test_one_object_is_one_peak():
 def test_nothing_stands_out_of_a_blank_picture_and_the_grid_covers_it(tmp_path):
     Image.new("RGB", (500, 300), (90, 90, 90)).save(tmp_path / "blank.png")
     zoom = ZoomConfig(tiles=4, candidates=40)
-    with open_huge(tmp_path / "blank.png") as picture:
+    with open_picture(tmp_path / "blank.png") as picture:
         boxes = propose(picture, zoom, None, GLANCE)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     assert boxes.shape == (40, 4)
@@ -124,7 +124,7 @@ def test_what_stands_out_is_proposed_and_cut_as_it_is(tmp_path, shape):
     image, (x, y) = needle(shape, 7)
     image.save(tmp_path / "needle.png")
     zoom = ZoomConfig(tiles=4, candidates=20)
-    with open_huge(tmp_path / "needle.png") as picture:
+    with open_picture(tmp_path / "needle.png") as picture:
         boxes = propose(picture, zoom, None, GLANCE)
         tiles = cut_tiles(picture, boxes, zoom)
     left, top, right, bottom = boxes[0].tolist()
@@ -147,11 +147,10 @@ def test_the_finder_adds_what_it_scores_highest(tmp_path):
         for convolution in (finder.conv1, finder.conv2, finder.conv3, finder.score):
             convolution.weight[0] = -1.0 if convolution is finder.conv1 else 1.0 / convolution.weight[0].numel()
     zoom = ZoomConfig(tiles=2, candidates=12, learned=0.25, grid=0.75, octaves=1)
-    with open_huge(tmp_path / "dark.png") as picture:
-        found, grid = propose(picture, zoom, finder, GLANCE), propose(picture, zoom, None, GLANCE)
+    with open_picture(tmp_path / "dark.png") as picture:
+        found = propose(picture, zoom, finder, GLANCE)
     centre = (found[0, :2] + found[0, 2:]) / 2
     assert np.abs(centre - (220, 120)).max() <= 20  # inside of it
-    assert np.array_equal(found[3:], grid[3:])
 
 
 def test_the_best_and_some_by_chance_are_chosen():
@@ -263,7 +262,29 @@ def test_large_pictures_turn_the_zoom_on(data, tmp_path):
 def test_turning_the_zoom_on_is_said(data, tmp_path):
     lines: list[str] = []
     trained(data, tmp_path / "run", say=lines.append, epochs=1, **ZOOM)
-    assert any(line.startswith("zoom: on") and "4 of 64 tiles of 32 px" in line for line in lines)
+    assert any(line.startswith("zoom: on") and "4 of 128 tiles of 32 px" in line for line in lines)
     lines.clear()
     trained(data, tmp_path / "plain", say=lines.append, epochs=1)
     assert not any(line.startswith("zoom") for line in lines)
+
+
+def test_the_exported_files_do_what_the_run_does(data, undisturbed, tmp_path):
+    pytest.importorskip("onnxruntime")
+    target = tmp_path / "net.onnx"
+    report = export(ExportConfig(run=undisturbed, out=target))
+    assert report.images == 8 and report.top1_agreement == 1 and report.max_probability_difference < 1e-5
+    assert sorted(path.name for path in tmp_path.glob("*.onnx")) == ["net.encoder.onnx", "net.finder.onnx", "net.onnx"]
+    picture = str(tmp_path / "noise.png")  # no two tiles are equally good
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(picture)
+    (own,) = predict(PredictConfig(inputs=(picture,), run=undisturbed))
+    (theirs,) = predict(PredictConfig(inputs=(picture,), run=target))
+    assert isinstance(own, Prediction) and isinstance(theirs, Prediction)
+    assert {tile.box for tile in theirs.tiles} == {tile.box for tile in own.tiles}
+    assert theirs.tiles[0].weight == pytest.approx(own.tiles[0].weight, abs=1e-5)
+    with pytest.raises(CannotCreate):
+        export(ExportConfig(run=undisturbed, out=target))
+    (tmp_path / "net.finder.onnx").unlink()
+    with pytest.raises(ConfigMismatch, match="beside it"):
+        list(predict(PredictConfig(inputs=(picture,), run=target)))
+    with pytest.raises(UsageError):
+        export(ExportConfig(run=undisturbed, out=tmp_path / "net.pt2", format="torch"))

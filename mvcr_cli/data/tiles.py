@@ -6,10 +6,12 @@ the scorer alone, so tiles can be cached by content and a resumed run sees the s
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,18 +22,81 @@ from torch import Tensor
 
 from mvcr_cli.config import MEBIBYTE, AugmentConfig, ZoomConfig
 from mvcr_cli.data.folder import Sample
-from mvcr_cli.data.huge import HugePicture, open_huge
+from mvcr_cli.data.huge import open_huge
+from mvcr_cli.data.images import HUGE_ABOVE, load_picture
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey
+from mvcr_cli.data.turning import Box
 from mvcr_cli.errors import BadImage
 from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks, local_maxima
 from mvcr_cli.models.zoom import TileScorer
 from mvcr_cli.records import Problem
 
 Pixels = NDArray[np.uint8]
+Finder = Callable[[Tensor], Tensor]  # `TileScorer`, or what runs an exported one
 MARGIN = 4  # pixels around a tile that its random shift may show
 STRIP_ROWS = 960  # rounded to the detector's alignment
 _LUMA = (0.299, 0.587, 0.114)
 _R2 = (0.7548776662466927, 0.5698402909980532)  # the two-dimensional golden ratio: any first n points spread evenly
+
+
+class Picture(Protocol):
+    """What is asked of a picture here; see `HugePicture`."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def glance(self, side: int) -> Image.Image: ...
+
+    def strips(self, rows: int, shrink: int) -> Iterator[tuple[int, Pixels]]: ...
+
+    def tiles(self, boxes: Sequence[Box], px: int) -> list[Pixels]: ...
+
+
+class WholePicture:
+    """A picture of ordinary size, decoded once; many times faster than the reader of large files where both apply."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self._image = image
+        self._pixels = np.asarray(image).reshape(image.height, image.width, -1)
+        self.size = image.size
+
+    def glance(self, side: int) -> Image.Image:
+        return self._image.reduce(max(1, max(self.size) // side))
+
+    def strips(self, rows: int, shrink: int) -> Iterator[tuple[int, Pixels]]:
+        reduced = np.asarray(self._image.reduce(shrink))
+        for top in range(0, reduced.shape[0], rows):
+            strip = reduced[top : top + rows]
+            yield top, strip.reshape(*strip.shape[:2], -1)
+
+    def tiles(self, boxes: Sequence[Box], px: int) -> list[Pixels]:
+        return [self._cut(box, px) for box in boxes]
+
+    def _cut(self, box: Box, px: int) -> Pixels:
+        """One tile, its pixels averaged where it is larger than `px`; beyond the edge the edge is repeated."""
+        left, top, right, bottom = box
+        height, width = self._pixels.shape[:2]
+        if left >= 0 and top >= 0 and right <= width and bottom <= height:
+            tile = self._pixels[top:bottom, left:right]
+        else:
+            rows, columns = np.arange(top, bottom).clip(0, height - 1), np.arange(left, right).clip(0, width - 1)
+            tile = self._pixels[rows[:, None], columns]
+        times = (right - left) // px
+        if times == 1:
+            return tile
+        sums = tile.reshape(px, times, px, times, -1).sum((1, 3), dtype=np.uint32)
+        means: Pixels = ((sums + times * times // 2) // (times * times)).astype(np.uint8)
+        return means
+
+
+@contextlib.contextmanager
+def open_picture(path: str) -> Iterator[Picture]:
+    """Raises: BadImage."""
+    with open_huge(path) as picture:
+        if picture.size[0] * picture.size[1] > HUGE_ABOVE:
+            yield picture
+            return
+    yield WholePicture(grey_if_grey(load_picture(path).image))
 
 
 @dataclass(frozen=True)
@@ -83,11 +148,11 @@ class TileReader:
         self.zoom, self.preprocess = zoom, preprocess
         self.cap, self.used = megabytes * MEBIBYTE, 0
         self.problems: dict[str, Problem] = {}
-        self._finder: TileScorer | None = None
+        self._finder: Finder | None = None
         self._entries: dict[str, tuple[Image.Image, Tiles]] = {}
         self._lock = threading.Lock()
 
-    def search_with(self, finder: TileScorer | None) -> None:
+    def search_with(self, finder: Finder | None) -> None:
         """Propose with another finder from now on; what the earlier one found is forgotten."""
         self._finder = finder
         self._entries.clear()
@@ -100,7 +165,7 @@ class TileReader:
         if sample.path in self.problems:
             return None, None
         try:
-            with open_huge(sample.path) as picture:
+            with open_picture(sample.path) as picture:
                 found = self.look(picture)
         except BadImage as bad:
             self.problems[sample.path] = Problem(path=sample.path, code=bad.code, detail=bad.detail)
@@ -108,7 +173,7 @@ class TileReader:
         self._keep(sample.digest, found)
         return found
 
-    def look(self, picture: HugePicture) -> tuple[Image.Image, Tiles]:
+    def look(self, picture: Picture) -> tuple[Image.Image, Tiles]:
         """Glance and candidates of an open picture. Raises: BadImage."""
         glance = grey_if_grey(picture.glance(2 * self.preprocess.size))
         boxes = propose(picture, self.zoom, self._finder, self.preprocess)
@@ -124,7 +189,7 @@ class TileReader:
 
 
 @torch.inference_mode()
-def propose(picture: HugePicture, zoom: ZoomConfig, finder: TileScorer | None,
+def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
             preprocess: Preprocess) -> NDArray[np.int32]:  # fmt: skip
     """Boxes of the candidates of a picture, always `zoom.candidates` of them.
 
@@ -147,7 +212,7 @@ def propose(picture: HugePicture, zoom: ZoomConfig, finder: TileScorer | None,
     return np.array([_box(x, y, octave, zoom.tile_px, picture.size) for x, y, octave in centres], np.int32)
 
 
-def _maps(picture: HugePicture, zoom: ZoomConfig, finder: TileScorer | None,
+def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
           preprocess: Preprocess) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Energies and scores of every octave, from strips at half size."""
     unit = alignment(zoom.octaves)
@@ -155,8 +220,8 @@ def _maps(picture: HugePicture, zoom: ZoomConfig, finder: TileScorer | None,
     energies: list[list[Tensor]] = [[] for _ in range(zoom.octaves)]
     search = None if finder is None else _Search(finder, zoom.octaves, preprocess)
     for _, strip in picture.strips(rows // 2, 2):
-        x = torch.from_numpy(np.array(strip)).permute(2, 0, 1).float().div_(255)  # 3 x h x w
-        luma = x[0] * _LUMA[0] + x[1] * _LUMA[1] + x[2] * _LUMA[2]
+        x = torch.from_numpy(np.array(strip)).permute(2, 0, 1).float().div_(255)  # 1 or 3 x h x w
+        luma = x[0] if len(x) == 1 else x[0] * _LUMA[0] + x[1] * _LUMA[1] + x[2] * _LUMA[2]
         for octave, energy in enumerate(cell_energies(luma, zoom.octaves)):
             energies[octave].append(energy)
         if search is not None:
@@ -167,7 +232,7 @@ def _maps(picture: HugePicture, zoom: ZoomConfig, finder: TileScorer | None,
 class _Search:
     """The learned proposal over a picture that comes in strips; the last rows of a strip are kept for the next."""
 
-    def __init__(self, finder: TileScorer, octaves: int, preprocess: Preprocess) -> None:
+    def __init__(self, finder: Finder, octaves: int, preprocess: Preprocess) -> None:
         self.finder = finder
         self.mean, self.std = (torch.tensor(of).view(3, 1, 1) for of in (preprocess.mean, preprocess.std))
         self.kept: list[Tensor | None] = [None] * octaves
@@ -228,7 +293,7 @@ def _box(x: float, y: float, octave: int, tile_px: int, size: tuple[int, int]) -
     return left, top, left + side, top + side
 
 
-def cut_tiles(picture: HugePicture, boxes: NDArray[np.int32], zoom: ZoomConfig) -> Tiles:
+def cut_tiles(picture: Picture, boxes: NDArray[np.int32], zoom: ZoomConfig) -> Tiles:
     """The pixels of the boxes and of a margin around them, one size for every octave."""
     octaves = (boxes[:, 2] - boxes[:, 0]) // zoom.tile_px  # 1, 2, 4
     margin = (MARGIN * octaves)[:, None] * np.array([-1, -1, 1, 1], np.int32)

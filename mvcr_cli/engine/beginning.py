@@ -24,7 +24,7 @@ from mvcr_cli.errors import CannotCreate, ConfigMismatch
 from mvcr_cli.models import build, config_for, load_trunk, useful_scales
 from mvcr_cli.paths import display_name, to_json, write_json
 
-CANDIDATES, CANDIDATES_PER_TILE = 64, 4
+CANDIDATES, CANDIDATES_PER_TILE = 128, 8
 
 # Settings that do not change the result; they may differ when a run is resumed, and stay out of the weights file.
 FREE_SETTINGS = frozenset({

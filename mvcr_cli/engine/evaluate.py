@@ -161,7 +161,7 @@ def probabilities_of(network: Network, x: Input, device: torch.device, dtype: to
             logits = look(network, glance, x.tiles.to(device), x.preprocess).verdict.logits
         else:
             logits = network(glance)
-    return logits.float().cpu().double().softmax(-1)  # type: ignore[no-any-return]
+    return logits.float().cpu().double().softmax(-1)
 
 
 def summarise(*, run: str, data: str, labels: NDArray[np.int64], probabilities: Probabilities,

@@ -49,7 +49,7 @@ def activation_maps(network: MultiScaleResNet, x: Tensor, classes: NDArray[np.in
 
 def draw_views(image: Image.Image, maps: Sequence[Heat], preprocess: Preprocess) -> Image.Image:
     """The picture, and beside it once more for every view with its heat over it."""
-    image = _panel(image)
+    image = _panel(image, image.size)
     width, height = preprocess.fitted(image.width, image.height)
     left, top = (preprocess.size - width) // 2, (preprocess.size - height) // 2
     panels = [image, *(_heated(image, heat[top : top + height, left : left + width]) for heat in maps)]
@@ -59,15 +59,15 @@ def draw_views(image: Image.Image, maps: Sequence[Heat], preprocess: Preprocess)
     return sheet
 
 
-def draw_tiles(image: Image.Image, tiles: Sequence[Tile], width: int) -> Image.Image:
+def draw_tiles(image: Image.Image, tiles: Sequence[Tile], size: tuple[int, int]) -> Image.Image:
     """The glance with a box around every tile, and heat where the weight lies.
 
     Args:
         image: the glance.
-        width: of the original in pixels, in which the boxes are given.
+        size: width and height of the original in pixels, in which the boxes are given.
     """
-    image = _panel(image)
-    scale = image.width / width
+    image = _panel(image, size)
+    scale = image.width / size[0]
     heat = np.zeros((image.height, image.width), np.float32)
     boxes = [tuple(round(edge * scale) for edge in tile.box) for tile in tiles]
     for tile, (left, top, right, bottom) in zip(tiles, boxes, strict=True):
@@ -101,10 +101,10 @@ def save(image: Image.Image, folder: Path, source: str) -> str:
     return str(path)
 
 
-def _panel(image: Image.Image) -> Image.Image:
-    times = PANEL / max(image.size)
-    size = max(1, round(image.width * times)), max(1, round(image.height * times))
-    return image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+def _panel(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture as large as is shown, with the aspect of `size`."""
+    width, height = (max(1, round(edge * PANEL / max(size))) for edge in size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _heated(image: Image.Image, heat: Heat) -> Image.Image:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,44 @@ from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.errors import CheckpointError, ConfigMismatch, UsageError
 from mvcr_cli.paths import display_name
 
+if TYPE_CHECKING:
+    from mvcr_cli.engine.predict import Predictor
+
 
 def require_onnx() -> None:
     """Raises: ConfigMismatch with the command that installs what is missing."""
     if find_spec("onnx") is None or find_spec("onnxruntime") is None:
         raise ConfigMismatch("ONNX needs two more packages", 'pip install "mvcr[onnx]"')
+
+
+def open_exported(path: Path) -> Predictor:
+    """The predictor of an exported file, and of those beside it when it zooms."""
+    require_onnx()
+    raw, shown = read_bytes(path), display_name(path.name)
+    facts = _inspect(raw, shown)
+    if "taught" not in facts:
+        return OnnxPredictor.from_bytes(raw, shown)
+    from mvcr_cli.engine.export_zoom import OnnxZoomPredictor
+
+    names = facts.get("classes")
+    classes = check_classes(names, len(names) if isinstance(names, list) else 0, shown)
+    return OnnxZoomPredictor.beside(path, raw, facts, classes)
+
+
+def open_session(raw: bytes, shown: str) -> Any:
+    """An onnxruntime session of a file that keeps to itself.
+
+    Raises: CheckpointError.
+    """
+    import onnxruntime
+
+    _inspect(raw, shown)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise CheckpointError(f"{shown} cannot be run: {display_name(str(error), 120)}") from error
 
 
 class OnnxPredictor:
@@ -41,8 +74,6 @@ class OnnxPredictor:
 
     def _open(self, raw: bytes, shown: str) -> None:
         require_onnx()
-        import onnxruntime
-
         facts = _inspect(raw, shown)
         try:
             preprocess = Preprocess.from_dict(facts["preprocess"])
@@ -51,12 +82,7 @@ class OnnxPredictor:
             raise CheckpointError(f"{shown} was not exported by mvcr", "export a run with: mvcr export") from error
         self.classes = check_classes(names, len(names) if isinstance(names, list) else 0, shown)
         self.size = preprocess.size
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        try:
-            self._session = onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise CheckpointError(f"{shown} cannot be run: {display_name(str(error), 120)}") from error
+        self._session = open_session(raw, shown)
 
     def read(self, path: str) -> Ready:
         picture = load_picture(path, 2 * self.size)

@@ -10,17 +10,17 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mvcr_cli import weights
 from mvcr_cli.checkpoint import Checkpoint, load_bare
 from mvcr_cli.config import Device, PredictConfig
 from mvcr_cli.data.folder import iter_images
-from mvcr_cli.data.huge import open_huge
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.loader import ordered
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.data.tiles import stack_tiles
+from mvcr_cli.data.tiles import open_picture, stack_tiles
 from mvcr_cli.engine import (
     EXPORT_SUFFIXES,
     RUNS,
@@ -163,7 +163,7 @@ class TorchPredictor:
 
     def read(self, path: str) -> Ready:
         if self._reader is not None:
-            with open_huge(path) as picture:
+            with open_picture(path) as picture:
                 image, candidates = self._reader.look(picture)
                 width, height = picture.size
         else:
@@ -193,26 +193,36 @@ class TorchPredictor:
         rows = found.verdict.logits.float().cpu().double().softmax(-1).numpy()
         tiles = [self._tiles(network, found, number, ready) for number, ready in enumerate(group)]
         return [
-            Verdict(row, of, None if ready.image is None else draw_tiles(ready.image, of, ready.width))
+            Verdict(row, of, None if ready.image is None else draw_tiles(ready.image, of, (ready.width, ready.height)))
             for ready, row, of in zip(group, rows, tiles, strict=True)
         ]
 
     def _tiles(self, network: ZoomResNet, found: Look, number: int, ready: Ready) -> tuple[Tile, ...]:
         """The tiles that one picture's verdict rests on, the weightiest first."""
-        assert ready.tiles is not None
-        weights = found.verdict.weights[number].cpu()
-        verdicts = network.fc(found.verdict.features[number]).float().softmax(-1).cpu()
-        boxes = ready.tiles.boxes[found.chosen[number].cpu().numpy()]
-        edges = np.array([ready.width, ready.height, ready.width, ready.height])
-        return tuple(
-            Tile(
-                box=tuple(boxes[index].clip(0, edges).tolist()),
-                weight=float(weights[index]),
-                label=self.classes[int(verdicts[index].argmax())],
-                probability=float(verdicts[index].max()),
-            )
-            for index in weights.argsort(descending=True, stable=True).tolist()
+        own = network.fc(found.verdict.features[number]).float().softmax(-1)
+        chosen, weights = found.chosen[number].cpu().numpy(), found.verdict.weights[number].cpu().numpy()
+        return tile_records(ready, chosen, weights, own.cpu().numpy(), self.classes)
+
+
+def tile_records(ready: Ready, chosen: NDArray[np.int64], weights: NDArray[np.float32], own: NDArray[np.float32],
+                 classes: tuple[str, ...]) -> tuple[Tile, ...]:  # fmt: skip
+    """The tiles that a verdict rests on, the weightiest first.
+
+    Args:
+        chosen: which candidates they are, (T,).
+        own: the verdict of each alone, (T, K).
+    """
+    assert ready.tiles is not None
+    boxes = ready.tiles.boxes[chosen].clip(0, np.array([ready.width, ready.height, ready.width, ready.height]))
+    return tuple(
+        Tile(
+            box=tuple(boxes[index].tolist()),
+            weight=float(weights[index]),
+            label=classes[int(own[index].argmax())],
+            probability=float(own[index].max()),
         )
+        for index in np.argsort(-weights, kind="stable").tolist()
+    )
 
 
 def open_predictor(config: PredictConfig, say: Say) -> Predictor:
@@ -226,11 +236,11 @@ def open_predictor(config: PredictConfig, say: Say) -> Predictor:
     if config.run is None:
         say(f"run: {display_name(run_directory(path) or path)}")
     if path.suffix in EXPORT_SUFFIXES:
-        from mvcr_cli.engine.onnx_predictor import OnnxPredictor
+        from mvcr_cli.engine.onnx_predictor import open_exported
 
         if config.explain is not None:
             raise UsageError("--explain needs a run or its weights, not an exported file", "name the run: --run runs/NAME")
-        return OnnxPredictor(path)
+        return open_exported(path)
     return TorchPredictor(Checkpoint.load(path), config.device, config.explain is not None)
 
 

@@ -49,8 +49,7 @@ def zoom_loss(network: ZoomResNet, x: Tensor, tiles: Tensor, target: Tensor, wei
     noise = float(scores.std()) * max(0.0, 1 - progress / NOISY_SHARE)
     chosen = pick(tiles, choose(scores, network.zoom.tiles, chance=CHANCE, noise=noise))
     down, across = torch.randint(-MARGIN, MARGIN + 1, (2,)).tolist()
-    shown = preprocess.normalise(without_margin(chosen, down, across).flatten(0, 1))
-    shown = _lit(shown.unflatten(0, chosen.shape[:2]), config.augment.trivial)
+    shown = _lit(_normalised(without_margin(chosen, down, across), preprocess), config.augment.trivial)
     verdict = network.forward_zoom(x, shown)
     row_weights = None if weights is None else target @ weights
     loss = multi_scale_loss(verdict.glance, verdict.views, target, weights, config.distill)
@@ -60,6 +59,11 @@ def zoom_loss(network: ZoomResNet, x: Tensor, tiles: Tensor, target: Tensor, wei
     loss = loss + cross_entropy(together, target, row_weights)
     ranking = scores_of(network, chosen, preprocess).log_softmax(-1)
     return loss + F.kl_div(ranking, verdict.weights.detach(), reduction="batchmean")
+
+
+def _normalised(tiles: Tensor, preprocess: Preprocess) -> Tensor:
+    """Shape: (N, T, 3, t, t) uint8 -> float32."""
+    return preprocess.normalise(tiles.flatten(0, 1)).view(tiles.shape)
 
 
 def _lit(tiles: Tensor, probability: float) -> Tensor:
@@ -81,5 +85,5 @@ class Look:
 def look(network: ZoomResNet, x: Tensor, tiles: Tensor, preprocess: Preprocess) -> Look:
     """The verdict of a network in evaluation mode. Shape: (N, 3, H, W), (N, C, 3, s, s) uint8."""
     chosen = choose(scores_of(network, tiles, preprocess), network.zoom.tiles)
-    shown = preprocess.normalise(without_margin(pick(tiles, chosen)).flatten(0, 1)).unflatten(0, chosen.shape)
+    shown = _normalised(without_margin(pick(tiles, chosen)), preprocess)
     return Look(network.forward_zoom(x, shown), chosen)

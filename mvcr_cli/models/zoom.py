@@ -23,7 +23,7 @@ from mvcr_cli.config import ModelConfig
 from mvcr_cli.models.mvcr import MultiScaleResNet
 
 ATTENTION_WIDTH = 64
-SCORER_WIDTH = 16
+SCORER_WIDTHS = (12, 16)  # the cost of searching a picture goes with them
 
 
 class GatedAttention(nn.Module):
@@ -55,12 +55,12 @@ class TileScorer(nn.Module):
     REACH = 17
     STRIDE = 4
 
-    def __init__(self, width: int = SCORER_WIDTH) -> None:
+    def __init__(self, widths: tuple[int, int] = SCORER_WIDTHS) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 5, 2)
-        self.conv2 = nn.Conv2d(width, 2 * width, 3, 2)
-        self.conv3 = nn.Conv2d(2 * width, 2 * width, 3)
-        self.score = nn.Conv2d(2 * width, 1, 1)
+        self.conv1 = nn.Conv2d(3, widths[0], 5, 2)
+        self.conv2 = nn.Conv2d(widths[0], widths[1], 3, 2)
+        self.conv3 = nn.Conv2d(widths[1], widths[1], 3)
+        self.score = nn.Conv2d(widths[1], 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.conv1(x))
@@ -71,7 +71,8 @@ class TileScorer(nn.Module):
 
     def tiles(self, tiles: Tensor) -> Tensor:
         """Scores of tiles at native resolution. Shape: (N, 3, h, w) -> (N,)."""
-        return self(F.avg_pool2d(tiles, 2)).amax((1, 2))
+        scores: Tensor = self(F.avg_pool2d(tiles, 2)).amax((1, 2))
+        return scores
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class ZoomResNet(MultiScaleResNet):
             tiles: (N, T, 3, t, t), normalised.
         """
         glance, views = self.forward_views(x)
-        e = self.encode(tiles.flatten(0, 1)).unflatten(0, tiles.shape[:2])  # N x T x C
+        e = self.encode(tiles.flatten(0, 1)).view(*tiles.shape[:2], -1)  # N x T x C
         bag, weights = self.judge_bag(e)
         logits = glance + self.beta * (bag - glance)
         return ZoomVerdict(logits, glance, views, bag, weights, e)
