@@ -113,7 +113,7 @@ def test_nothing_stands_out_of_a_blank_picture_and_the_grid_covers_it(tmp_path):
     Image.new("RGB", (500, 300), (90, 90, 90)).save(tmp_path / "blank.png")
     zoom = ZoomConfig(tiles=4, candidates=40)
     with open_picture(tmp_path / "blank.png") as picture:
-        boxes = propose(picture, zoom, None, GLANCE)
+        boxes, _ = propose(picture, zoom, None, GLANCE)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     assert boxes.shape == (40, 4)
     assert len(np.unique(np.floor(centres / 100), axis=0)) == 15  # 5 x 3 squares of 100 pixels, none left out
@@ -125,8 +125,9 @@ def test_what_stands_out_is_proposed_and_cut_as_it_is(tmp_path, shape):
     image.save(tmp_path / "needle.png")
     zoom = ZoomConfig(tiles=4, candidates=20)
     with open_picture(tmp_path / "needle.png") as picture:
-        boxes = propose(picture, zoom, None, GLANCE)
-        tiles = cut_tiles(picture, boxes, zoom)
+        boxes, prior = propose(picture, zoom, None, GLANCE)
+        tiles = cut_tiles(picture, boxes, prior, zoom)
+    assert prior[0] == 0 and (prior[1:] <= 0).all() and prior[-1] < -1  # an empty place of the grid
     left, top, right, bottom = boxes[0].tolist()
     assert (right - left, bottom - top) == (32, 32)
     assert left <= x - 10 and x + 10 <= right and top <= y - 10 and y + 10 <= bottom
@@ -148,7 +149,7 @@ def test_the_finder_adds_what_it_scores_highest(tmp_path):
             convolution.weight[0] = -1.0 if convolution is finder.conv1 else 1.0 / convolution.weight[0].numel()
     zoom = ZoomConfig(tiles=2, candidates=12, learned=0.25, grid=0.75, octaves=1)
     with open_picture(tmp_path / "dark.png") as picture:
-        found = propose(picture, zoom, finder, GLANCE)
+        found, _ = propose(picture, zoom, finder, GLANCE)
     centre = (found[0, :2] + found[0, 2:]) / 2
     assert np.abs(centre - (220, 120)).max() <= 20  # inside of it
 

@@ -28,7 +28,7 @@ from mvcr_cli.data.augment import augment
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey
-from mvcr_cli.data.tiles import TileReader, Tiles, stack_tiles, turned
+from mvcr_cli.data.tiles import TileBatch, TileReader, Tiles, stack_tiles, turned
 from mvcr_cli.errors import BadImage
 from mvcr_cli.records import Problem
 
@@ -95,20 +95,20 @@ def _shrink(image: Image.Image, side: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Batch:
-    """Shape: images (N, H, W, 3) uint8, labels (N,) int64, tiles (N, C, 3, s, s) uint8; `paths` for messages."""
+    """Shape: images (N, H, W, 3) uint8, labels (N,) int64; `paths` for messages, `tiles` where the network zooms."""
 
     images: Tensor
     labels: Tensor
     paths: tuple[str, ...]
-    tiles: Tensor | None = None
+    tiles: TileBatch | None = None
 
 
 @dataclass(frozen=True)
 class ZoomInput:
-    """Preprocessed glances and their candidates. Shape: x (N, 3, size, size), tiles (N, C, 3, s, s) uint8."""
+    """Preprocessed glances and their candidates. Shape: x (N, 3, size, size)."""
 
     x: Tensor
-    tiles: Tensor
+    tiles: TileBatch
     preprocess: Preprocess
 
 

@@ -27,7 +27,7 @@ from mvcr_cli.data.images import HUGE_ABOVE, load_picture
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey
 from mvcr_cli.data.turning import Box
 from mvcr_cli.errors import BadImage
-from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks, local_maxima
+from mvcr_cli.models.sift import FLAT, alignment, cell_energies, cell_px, find_peaks, local_maxima, smoothed
 from mvcr_cli.models.zoom import TileScorer
 from mvcr_cli.records import Problem
 
@@ -105,21 +105,38 @@ class Tiles:
 
     Args:
         boxes: (C, 4) left, top, right, bottom in pixels of the upright picture; only of a small one they reach over its edge.
+        prior: (C,) logarithm of each tile's energy over the picture's highest, at most 0: what SIFT's detector says.
         pixels: (C, s, s, 1 or 3) with s = tile_px + 2 MARGIN; one channel when all of them are grey.
     """
 
     boxes: NDArray[np.int32]
+    prior: NDArray[np.float32]
     pixels: Pixels
 
     @property
     def bytes(self) -> int:
-        return self.boxes.nbytes + self.pixels.nbytes
+        return self.boxes.nbytes + self.prior.nbytes + self.pixels.nbytes
 
 
-def stack_tiles(tiles: Sequence[Tiles]) -> Tensor:
-    """Shape: N times (C, s, s, 1 or 3) -> (N, C, 3, s, s), uint8."""
-    coloured = [np.broadcast_to(found.pixels, (*found.pixels.shape[:3], 3)) for found in tiles]
-    return torch.from_numpy(np.stack(coloured)).permute(0, 1, 4, 2, 3)
+@dataclass(frozen=True)
+class TileBatch:
+    """The candidates of N pictures. Shape: pixels (N, C, 3, s, s) uint8, prior (N, C) float32."""
+
+    pixels: Tensor
+    prior: Tensor
+
+    def to(self, device: torch.device) -> TileBatch:
+        return TileBatch(self.pixels.to(device, non_blocking=True), self.prior.to(device, non_blocking=True))
+
+
+def stack_tiles(tiles: Sequence[Tiles]) -> TileBatch:
+    """Shape: N times (C, s, s, 1 or 3)."""
+    if all(found.pixels.shape[-1] == 1 for found in tiles):
+        pixels = torch.from_numpy(np.stack([found.pixels for found in tiles])).expand(-1, -1, -1, -1, 3)
+    else:
+        coloured = [np.broadcast_to(found.pixels, (*found.pixels.shape[:3], 3)) for found in tiles]
+        pixels = torch.from_numpy(np.stack(coloured))
+    return TileBatch(pixels.permute(0, 1, 4, 2, 3), torch.from_numpy(np.stack([found.prior for found in tiles])))
 
 
 def turned(tiles: Tiles, config: AugmentConfig, rng: random.Random) -> Tiles:
@@ -131,7 +148,7 @@ def turned(tiles: Tiles, config: AugmentConfig, rng: random.Random) -> Tiles:
         pixels = pixels[:, ::-1]
     if config.turn:
         pixels = np.rot90(pixels, rng.randrange(4), (1, 2))
-    return Tiles(tiles.boxes, pixels)
+    return Tiles(tiles.boxes, tiles.prior, pixels)
 
 
 class TileReader:
@@ -176,8 +193,8 @@ class TileReader:
     def look(self, picture: Picture) -> tuple[Image.Image, Tiles]:
         """Glance and candidates of an open picture. Raises: BadImage."""
         glance = grey_if_grey(picture.glance(2 * self.preprocess.size))
-        boxes = propose(picture, self.zoom, self._finder, self.preprocess)
-        return glance, cut_tiles(picture, boxes, self.zoom)
+        boxes, prior = propose(picture, self.zoom, self._finder, self.preprocess)
+        return glance, cut_tiles(picture, boxes, prior, self.zoom)
 
     def _keep(self, digest: str, found: tuple[Image.Image, Tiles]) -> None:
         glance, tiles = found
@@ -190,14 +207,14 @@ class TileReader:
 
 @torch.inference_mode()
 def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
-            preprocess: Preprocess) -> NDArray[np.int32]:  # fmt: skip
-    """Boxes of the candidates of a picture, always `zoom.candidates` of them.
+            preprocess: Preprocess) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
+    """Boxes and prior of the candidates of a picture, always `zoom.candidates` of them; see `Tiles`.
 
     Args:
         finder: the learned proposal; None before it has learned.
         preprocess: its mean and deviation, which the finder's input has.
 
-    Shape: (C, 4).
+    Shape: (C, 4), (C,).
     """
     energies, scores = _maps(picture, zoom, finder, preprocess)
     grid = round(zoom.candidates * zoom.grid)
@@ -209,7 +226,19 @@ def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
     for octave, most in enumerate(_quotas(learned, zoom.octaves)):
         centres += _found(scores[octave], octave, most, zoom.tile_px, centres) if most else []
     centres += _spread(picture.size, zoom.candidates - len(centres), zoom.octaves)
-    return np.array([_box(x, y, octave, zoom.tile_px, picture.size) for x, y, octave in centres], np.int32)
+    boxes = [_box(x, y, octave, zoom.tile_px, picture.size) for x, y, octave in centres]
+    return np.array(boxes, np.int32), _prior(energies, centres)
+
+
+def _prior(energies: list[Tensor], centres: list[tuple[float, float, int]]) -> NDArray[np.float32]:
+    maps = [smoothed(energy).numpy() for energy in energies]
+    found = []
+    for x, y, octave in centres:
+        rows, columns = maps[octave].shape
+        row, column = (min(int(place / cell_px(octave)), most - 1) for place, most in ((y, rows), (x, columns)))
+        found.append(maps[octave][row, column])
+    logarithm: NDArray[np.float32] = np.log(np.array(found, np.float32) + FLAT)
+    return logarithm - logarithm.max()
 
 
 def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
@@ -293,7 +322,7 @@ def _box(x: float, y: float, octave: int, tile_px: int, size: tuple[int, int]) -
     return left, top, left + side, top + side
 
 
-def cut_tiles(picture: Picture, boxes: NDArray[np.int32], zoom: ZoomConfig) -> Tiles:
+def cut_tiles(picture: Picture, boxes: NDArray[np.int32], prior: NDArray[np.float32], zoom: ZoomConfig) -> Tiles:
     """The pixels of the boxes and of a margin around them, one size for every octave."""
     octaves = (boxes[:, 2] - boxes[:, 0]) // zoom.tile_px  # 1, 2, 4
     margin = (MARGIN * octaves)[:, None] * np.array([-1, -1, 1, 1], np.int32)
@@ -301,4 +330,4 @@ def cut_tiles(picture: Picture, boxes: NDArray[np.int32], zoom: ZoomConfig) -> T
     pixels = np.stack(picture.tiles(wanted, zoom.tile_px + 2 * MARGIN))
     if pixels.shape[-1] == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
         pixels = np.ascontiguousarray(pixels[..., :1])
-    return Tiles(boxes, pixels)
+    return Tiles(boxes, prior, pixels)

@@ -1,8 +1,9 @@
 """A zooming network as three ONNX files side by side, and the predictor that runs them.
 
-    NAME.onnx          the bag: glance `images` uint8 (N, H, W, 3) and tile `features` (N, T, C) -> `probabilities` (N, K),
+    NAME.onnx          the bag: glance `images` uint8 (N, H, W, 3) and tile `features` (N, T, F) -> `probabilities` (N, K),
                        `weights` (N, T) and `tile_probabilities` (N, T, K)
-    NAME.encoder.onnx  candidate `tiles` uint8 (N, C, s, s, 3) -> `features` (N, T, C) of the best T, `chosen` (N, T)
+    NAME.encoder.onnx  candidate `tiles` uint8 (N, C, s, s, 3) and their `prior` (N, C) -> `features` (N, T, F) of the best
+                       T, and which they are, `chosen` (N, T)
     NAME.finder.onnx   a strip at half size, normalised, (1, 3, h, w) -> `scores` (1, h', w'): the learned proposal
 
 What lies between (reading in strips, SIFT's detector, cutting tiles) is `data.tiles`. `OnnxZoomPredictor` puts the
@@ -37,7 +38,7 @@ Files = dict[str, bytes]  # part -> file; "" is the bag
 
 
 class EncoderGraph(nn.Module):
-    """Shape: (N, C, s, s, 3) uint8 -> features (N, T, F), chosen (N, T)."""
+    """Shape: (N, C, s, s, 3) uint8, (N, C) -> features (N, T, F), chosen (N, T)."""
 
     mean: Tensor
     std: Tensor
@@ -48,12 +49,12 @@ class EncoderGraph(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1) * 255, persistent=False)
 
-    def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tiles: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         zoom = self.network.zoom
         side = zoom.tile_px + 2 * MARGIN
         x = (tiles.permute(0, 1, 4, 2, 3).float() - self.mean) / self.std
         bags = x.reshape(-1, 3, side, side)
-        scores = self.network.scorer.tiles(bags).reshape(-1, zoom.candidates)
+        scores = self.network.rank(bags, prior.reshape(-1)).reshape(-1, zoom.candidates)
         chosen = scores.topk(zoom.tiles, 1).indices
         flat = x.reshape(-1, zoom.candidates, 3 * side * side)
         picked = flat.gather(1, chosen[..., None].expand(-1, -1, flat.shape[-1])).reshape(-1, 3, side, side)
@@ -87,6 +88,7 @@ def zoom_files(checkpoint: Checkpoint, onnx_file: Callable[..., bytes]) -> Files
     zoom, side = network.zoom, network.zoom.tile_px + 2 * MARGIN
     images = torch.randint(0, 256, (2, 61, 47, 3), dtype=torch.uint8)
     tiles = torch.randint(0, 256, (2, zoom.candidates, side, side, 3), dtype=torch.uint8)
+    prior = -torch.rand(2, zoom.candidates)
     features = torch.rand(2, zoom.tiles, network.channels[3])
     return {
         "": onnx_file(
@@ -96,8 +98,8 @@ def zoom_files(checkpoint: Checkpoint, onnx_file: Callable[..., bytes]) -> Files
              "tile_probabilities": {0: "N"}},
         ),
         "encoder": onnx_file(
-            EncoderGraph(network, checkpoint.preprocess), (tiles,), ["tiles"], ["features", "chosen"],
-            {"tiles": {0: "N"}, "features": {0: "N"}, "chosen": {0: "N"}},
+            EncoderGraph(network, checkpoint.preprocess), (tiles, prior), ["tiles", "prior"], ["features", "chosen"],
+            {"tiles": {0: "N"}, "prior": {0: "N"}, "features": {0: "N"}, "chosen": {0: "N"}},
         ),
         "finder": onnx_file(
             network.finder, (torch.rand(1, 3, 64, 80),), ["strip"], ["scores"],
@@ -166,7 +168,7 @@ class OnnxZoomPredictor:
         assert ready.tiles is not None
         shape = (*ready.tiles.pixels.shape[:3], 3)
         candidates = np.ascontiguousarray(np.broadcast_to(ready.tiles.pixels, shape))[None]
-        features, chosen = self._encoder.run(None, {"tiles": candidates})
+        features, chosen = self._encoder.run(None, {"tiles": candidates, "prior": ready.tiles.prior[None]})
         row, weights, own = self._bag.run(None, {"images": ready.input[None], "features": features})
         tiles = tile_records(ready, chosen[0], weights[0], own[0], self.classes)
         return Verdict(row[0].astype(np.float64), tiles)

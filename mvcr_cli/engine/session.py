@@ -57,7 +57,7 @@ class Session:
         x, target = mix(x, target, config.augment, random.Random(stable_seed(config.seed, step, "mix")))
         with autocast(self.device, self.dtype):
             if isinstance(self.network, ZoomResNet) and batch.tiles is not None:
-                tiles = batch.tiles.to(self.device, non_blocking=True)
+                tiles = batch.tiles.to(self.device)
                 loss = zoom_loss(self.network, x, tiles, target, self.weights, config, self.preprocess, progress)
             else:
                 fused, views = self.network.forward_views(x)

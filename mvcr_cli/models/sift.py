@@ -53,6 +53,11 @@ def cell_energies(half: Tensor, octaves: int) -> list[Tensor]:
     return energies
 
 
+def smoothed(energy: Tensor) -> Tensor:
+    """The energy in a triangular window around every cell. Shape: (H, W) -> (H, W)."""
+    return _box(_box(energy[None, None]))[0, 0]
+
+
 def find_peaks(energy: Tensor, most: int) -> list[tuple[float, float]]:
     """Row and column, in cells, of what has the strongest energy in its window, strongest first.
 
@@ -60,7 +65,7 @@ def find_peaks(energy: Tensor, most: int) -> list[tuple[float, float]]:
 
     Shape: (H, W) -> at most `most` pairs; (0.5, 0.5) is the middle of the first cell.
     """
-    peaks = local_maxima(_box(_box(energy[None, None]))[0, 0], most, floor=FLAT)
+    peaks = local_maxima(smoothed(energy), most, floor=FLAT)
     padded = F.pad(energy[None, None], (2, 2, 2, 2))[0, 0]
     around = torch.arange(5, dtype=energy.dtype) - 2
     places = []

@@ -108,6 +108,7 @@ class ZoomResNet(MultiScaleResNet):
         self.finder = TileScorer().requires_grad_(False)
         self.register_buffer("taught", torch.tensor(0))
         self.beta = nn.Parameter(torch.tensor(0.5))
+        self.trust = nn.Parameter(torch.tensor(1.0))  # in SIFT's detector, beside the scorer
 
     @torch.no_grad()
     def teach_finder(self, scorer: TileScorer) -> None:
@@ -119,6 +120,10 @@ class ZoomResNet(MultiScaleResNet):
     def learned_proposal(self) -> TileScorer | None:
         """What finds tiles beside SIFT's detector and the grid; None before it has learned."""
         return self.finder if int(self.taught) else None
+
+    def rank(self, tiles: Tensor, prior: Tensor) -> Tensor:
+        """How promising the candidates of one picture are. Shape: (C, 3, s, s), (C,) -> (C,)."""
+        return self.scorer.tiles(tiles).float() + self.trust * prior
 
     def encode(self, tiles: Tensor) -> Tensor:
         """Features of tiles. Shape: (M, 3, t, t) -> (M, C)."""
