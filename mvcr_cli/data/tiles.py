@@ -237,8 +237,8 @@ def _prior(energies: list[Tensor], centres: list[tuple[float, float, int]]) -> N
         rows, columns = maps[octave].shape
         row, column = (min(int(place / cell_px(octave)), most - 1) for place, most in ((y, rows), (x, columns)))
         found.append(maps[octave][row, column])
-    logarithm: NDArray[np.float32] = np.log(np.array(found, np.float32) + FLAT)
-    return logarithm - logarithm.max()
+    logarithm = np.log(np.array(found, np.float32) + FLAT)
+    return (logarithm - logarithm.max()).astype(np.float32)
 
 
 def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
