@@ -34,7 +34,7 @@ from mvcr_cli.records import Problem
 Pixels = NDArray[np.uint8]
 Finder = Callable[[Tensor], Tensor]  # `TileScorer`, or what runs an exported one
 MARGIN = 4  # pixels around a tile that its random shift may show
-STRIP_ROWS = 960  # rounded to the detector's alignment
+STRIP_PIXELS = 2_000_000  # of a strip at full size, at least; more would not fit the processor's cache
 _LUMA = (0.299, 0.587, 0.114)
 _R2 = (0.7548776662466927, 0.5698402909980532)  # the two-dimensional golden ratio: any first n points spread evenly
 
@@ -245,11 +245,11 @@ def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
           preprocess: Preprocess) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Energies and scores of every octave, from strips at half size."""
     unit = alignment(zoom.octaves)
-    rows = unit * max(1, min(STRIP_ROWS, 8_000_000 // picture.size[0]) // unit)
+    rows = unit * max(1, STRIP_PIXELS // picture.size[0] // unit)
     energies: list[list[Tensor]] = [[] for _ in range(zoom.octaves)]
     search = None if finder is None else _Search(finder, zoom.octaves, preprocess)
     for _, strip in picture.strips(rows // 2, 2):
-        x = torch.from_numpy(np.array(strip)).permute(2, 0, 1).float().div_(255)  # 1 or 3 x h x w
+        x = torch.from_numpy(np.array(strip)).permute(2, 0, 1).contiguous().float().div_(255)  # 1 or 3 x h x w
         luma = x[0] if len(x) == 1 else x[0] * _LUMA[0] + x[1] * _LUMA[1] + x[2] * _LUMA[2]
         for octave, energy in enumerate(cell_energies(luma, zoom.octaves)):
             energies[octave].append(energy)
@@ -263,12 +263,12 @@ class _Search:
 
     def __init__(self, finder: Finder, octaves: int, preprocess: Preprocess) -> None:
         self.finder = finder
-        self.mean, self.std = (torch.tensor(of).view(3, 1, 1) for of in (preprocess.mean, preprocess.std))
+        self.mean, self.times = torch.tensor(preprocess.mean).view(3, 1, 1), 1 / torch.tensor(preprocess.std).view(3, 1, 1)
         self.kept: list[Tensor | None] = [None] * octaves
         self.parts: list[list[Tensor]] = [[] for _ in range(octaves)]
 
     def add(self, x: Tensor) -> None:
-        x = (x - self.mean) / self.std
+        x = x.expand(3, -1, -1).sub(self.mean).mul_(self.times)
         for octave, kept in enumerate(self.kept):
             if octave:
                 x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
