@@ -12,7 +12,7 @@ with everything in it, and whether the run named the right digit.
 decode      the file read once from top to bottom, nothing else
 predict     glance, search for tiles, verdict, as `mvcr predict` does it, of one picture
 read        what a training reads the first time it visits a picture: glance and 128 candidates
-step        forward and backward on one picture that was read, with 16 tiles
+step        forward and backward on one picture that was read before, with 16 tiles
 plain       the plain ResNet at full resolution: verdict
 plain-step  the same, forward and backward
 
@@ -87,14 +87,18 @@ def start(work: str, picture: Path, options: argparse.Namespace, label: int) -> 
 def measure(work: str, picture: Path, run: Path) -> dict[str, object]:
     import torch
 
-    from mvcr_cli.engine import peak_rss_mb
-
     torch.set_num_threads(1)
     do = prepare(work, picture, run)
     began = time.process_time()
     verdict = do()
-    found: dict[str, object] = {"seconds": round(time.process_time() - began, 3), "peak_rss_mb": round(peak_rss_mb())}
+    found: dict[str, object] = {"seconds": round(time.process_time() - began, 3), "peak_rss_mb": peak_mb()}
     return found if verdict is None else found | {"verdict": verdict}
+
+
+def peak_mb() -> int:
+    """Peak resident memory of this process alone (Linux); `ru_maxrss` would count that of the process which started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM:"))
 
 
 def prepare(work: str, picture: Path, run: Path) -> Callable[[], str | None]:

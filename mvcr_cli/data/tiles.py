@@ -34,7 +34,7 @@ from mvcr_cli.records import Problem
 Pixels = NDArray[np.uint8]
 Finder = Callable[[Tensor], Tensor]  # `TileScorer`, or what runs an exported one
 MARGIN = 4  # pixels around a tile that its random shift may show
-STRIP_PIXELS = 2_000_000  # of a strip at full size, at least; more would not fit the processor's cache
+STRIP_PIXELS = 2_000_000  # of a strip at full size, about; more would not fit the processor's cache
 _LUMA = (0.299, 0.587, 0.114)
 _R2 = (0.7548776662466927, 0.5698402909980532)  # the two-dimensional golden ratio: any first n points spread evenly
 

@@ -22,6 +22,7 @@ from torch import Tensor
 CELL = 5  # pixels of a cell at its octave; 10 pixels of the picture in the first one
 _DOWN = 4
 FLAT = 1e-4  # energy, of 1, below which nothing stands out
+_TIES = 32  # maxima looked at for each that is wanted
 
 
 def cell_px(octave: int) -> int:
@@ -85,10 +86,13 @@ def local_maxima(values: Tensor, most: int, *, floor: float) -> list[tuple[int, 
     if not values.numel():
         return []
     top = F.max_pool2d(values[None, None], 5, 1, 2)[0, 0]
-    peaks = ((values == top) & (values > floor)).nonzero()  # n x 2, in reading order
-    order = values[peaks[:, 0], peaks[:, 1]].argsort(descending=True, stable=True)
+    peaks = values.where((values == top) & (values > floor), -torch.inf).flatten()
+    heights, places = peaks.topk(min(_TIES * most, len(peaks)))  # where nothing is, all cells are equal, and many
+    places = places[heights > -torch.inf].sort().values
+    places = places[values.flatten()[places].argsort(descending=True, stable=True)]
     kept: dict[tuple[int, int], None] = {}
-    for row, column in peaks[order[: 32 * most]].tolist():  # cells of equal height may be neighbours
+    for place in places.tolist():  # cells of equal height may be neighbours
+        row, column = divmod(place, values.shape[1])
         if not any((row + down, column + across) in kept for down in range(-2, 3) for across in range(-2, 3)):
             kept[row, column] = None
         if len(kept) == most:
