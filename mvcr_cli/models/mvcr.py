@@ -89,6 +89,8 @@ class MultiScaleResNet(ResNetTrunk):
         return z
 
     def _initialise(self, exact: bool) -> None:
+        if self.fc.weight.is_meta:  # there is nothing to fill, and trying would load torch's compiler
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
