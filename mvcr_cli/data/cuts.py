@@ -13,7 +13,7 @@ from mvcr_cli.data.decoders import Decoder, Reader
 from mvcr_cli.data.turning import Box
 
 FILL = (124, 116, 104)  # mean colour of ImageNet, for what lies outside of the picture
-BAND_PIXELS = 1 << 22  # decoded at a time
+BAND_PIXELS = 1 << 19  # decoded at a time: what the processor caches; more costs memory and time
 _MOST_SHRINK = 64  # by boxes, before the filter: bounds how many rows must be held together
 
 
