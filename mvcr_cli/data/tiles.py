@@ -165,13 +165,13 @@ class TileReader:
         self.zoom, self.preprocess = zoom, preprocess
         self.cap, self.used = megabytes * MEBIBYTE, 0
         self.problems: dict[str, Problem] = {}
-        self._finder: Finder | None = None
+        self.finder: Finder | None = None
         self._entries: dict[str, tuple[Image.Image, Tiles]] = {}
         self._lock = threading.Lock()
 
     def search_with(self, finder: Finder | None) -> None:
         """Propose with another finder from now on; what the earlier one found is forgotten."""
-        self._finder = finder
+        self.finder = finder
         self._entries.clear()
         self.used = 0
 
@@ -193,7 +193,7 @@ class TileReader:
     def look(self, picture: Picture) -> tuple[Image.Image, Tiles]:
         """Glance and candidates of an open picture. Raises: BadImage."""
         glance = grey_if_grey(picture.glance(2 * self.preprocess.size))
-        boxes, prior = propose(picture, self.zoom, self._finder, self.preprocess)
+        boxes, prior = propose(picture, self.zoom, self.finder, self.preprocess)
         return glance, cut_tiles(picture, boxes, prior, self.zoom)
 
     def _keep(self, digest: str, found: tuple[Image.Image, Tiles]) -> None:
