@@ -27,12 +27,13 @@ from mvcr_cli.data.images import HUGE_ABOVE, load_picture
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey
 from mvcr_cli.data.turning import Box
 from mvcr_cli.errors import BadImage
-from mvcr_cli.models.sift import FLAT, alignment, cell_energies, cell_px, find_peaks, local_maxima, smoothed
+from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks, local_maxima, salience
 from mvcr_cli.models.zoom import TileScorer
 from mvcr_cli.records import Problem
 
 Pixels = NDArray[np.uint8]
 Finder = Callable[[Tensor], Tensor]  # `TileScorer`, or what runs an exported one
+QUIET = 0.01  # salience that counts as none
 MARGIN = 4  # pixels around a tile that its random shift may show
 STRIP_PIXELS = 2_000_000  # of a strip at full size, about; more would not fit the processor's cache
 _LUMA = (0.299, 0.587, 0.114)
@@ -105,7 +106,7 @@ class Tiles:
 
     Args:
         boxes: (C, 4) left, top, right, bottom in pixels of the upright picture; only of a small one they reach over its edge.
-        prior: (C,) logarithm of each tile's energy over the picture's highest, at most 0: what SIFT's detector says.
+        prior: (C,) logarithm of each tile's salience over the highest, at most 0: what SIFT's detector says.
         pixels: (C, s, s, 1 or 3) with s = tile_px + 2 MARGIN; one channel when all of them are grey.
     """
 
@@ -231,13 +232,13 @@ def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
 
 
 def _prior(energies: list[Tensor], centres: list[tuple[float, float, int]]) -> NDArray[np.float32]:
-    maps = [smoothed(energy).numpy() for energy in energies]
+    maps = [salience(energy).numpy() for energy in energies]
     found = []
     for x, y, octave in centres:
         rows, columns = maps[octave].shape
         row, column = (min(int(place / cell_px(octave)), most - 1) for place, most in ((y, rows), (x, columns)))
         found.append(maps[octave][row, column])
-    logarithm = np.log(np.array(found, np.float32) + FLAT)
+    logarithm = np.log(np.array(found, np.float32) + QUIET)
     return (logarithm - logarithm.max()).astype(np.float32)
 
 

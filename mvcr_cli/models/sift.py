@@ -1,10 +1,13 @@
 """SIFT's detector as a proposal stage: where in a large picture something small stands out.
 
     E = | h - up(down_4(h)) |      h: luma at half size and, octave by octave, at a quarter, an eighth, ...
-    averaged over cells of 5 x 5 and smoothed by a triangular window; peaks are maxima of 5 x 5 cells.
+    S = E averaged over cells of 5 x 5 and smoothed by a triangular window of cells
+    salience = S / (mean of E over 9 x 9 cells + 0.01)      peaks are maxima of 5 x 5 cells
 
 The difference between a picture and its own low-pass is a difference of Gaussians with boxes for Gaussians. A single box
 as window leaves flat tops on which one object gives several peaks; two of them (a triangle) do not.
+
+What stands out is what has more energy than its surroundings: on photographs the energy alone ranks texture above objects.
 
 Everything is aligned to blocks of `alignment(octaves)` pixels, so that strips of a picture give the same cells as the
 whole.
@@ -22,6 +25,8 @@ from torch import Tensor
 CELL = 5  # pixels of a cell at its octave; 10 pixels of the picture in the first one
 _DOWN = 4
 FLAT = 1e-4  # energy, of 1, below which nothing stands out
+SURROUNDINGS = 9  # cells
+CALM = 0.01  # energy of surroundings that are quiet enough
 _TIES = 32  # maxima looked at for each that is wanted
 
 
@@ -54,19 +59,21 @@ def cell_energies(half: Tensor, octaves: int) -> list[Tensor]:
     return energies
 
 
-def smoothed(energy: Tensor) -> Tensor:
-    """The energy in a triangular window around every cell. Shape: (H, W) -> (H, W)."""
-    return _box(_box(energy[None, None]))[0, 0]
+def salience(energy: Tensor) -> Tensor:
+    """Energy in the window around every cell over that of its surroundings; 0 where all is flat. Shape: (H, W) -> (H, W)."""
+    e = energy[None, None]
+    window, around = _box(_box(e, 3), 3), _box(e, SURROUNDINGS)
+    return (window / (around + CALM) * (window > FLAT))[0, 0]
 
 
 def find_peaks(energy: Tensor, most: int) -> list[tuple[float, float]]:
-    """Row and column, in cells, of what has the strongest energy in its window, strongest first.
+    """Row and column, in cells, of what stands out most, most salient first.
 
     A place is the centre of gravity of the energy around the peak, finer than the cells.
 
     Shape: (H, W) -> at most `most` pairs; (0.5, 0.5) is the middle of the first cell.
     """
-    peaks = local_maxima(smoothed(energy), most, floor=FLAT)
+    peaks = local_maxima(salience(energy), most, floor=0.0)
     padded = F.pad(energy[None, None], (2, 2, 2, 2))[0, 0]
     around = torch.arange(5, dtype=energy.dtype) - 2
     places = []
@@ -104,5 +111,5 @@ def _average(x: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
 
 
-def _box(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+def _box(x: Tensor, cells: int) -> Tensor:
+    return F.avg_pool2d(x, cells, 1, cells // 2, count_include_pad=False)
