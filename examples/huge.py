@@ -48,8 +48,8 @@ pyvips.cache_set_max(0)
 load = pyvips.Image.jpegload if sys.argv[1].endswith(".jpg") else pyvips.Image.tiffload
 picture = load(sys.argv[1], access="sequential")
 region = pyvips.Region.new(picture)
-for top in range(0, picture.height, 256):
-    region.fetch(0, top, picture.width, min(256, picture.height - top))
+for top in range(0, picture.height, 32):
+    region.fetch(0, top, picture.width, min(32, picture.height - top))
 """
 READ = """
 import sys

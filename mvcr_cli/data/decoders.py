@@ -14,17 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mvcr_cli.data.colour import extremes, grey_range, is_deep_grey, to_rgb
 from mvcr_cli.data.images import (
     MAX_HUGE_PIXELS,
-    extremes,
-    grey_range,
-    is_deep_grey,
     load_pixels,
     open_regular,
     opened,
     orientation_of,
     stored_size,
-    to_rgb,
 )
 from mvcr_cli.errors import BadImage
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import math
 import os
 import stat
 import struct
@@ -29,10 +28,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import (  # imported here so that Pillow never loads plugins later, from several threads at once
     AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
@@ -49,6 +45,7 @@ from PIL import (  # imported here so that Pillow never loads plugins later, fro
     WebPImagePlugin,  # noqa: F401
 )
 
+from mvcr_cli.data.colour import to_rgb
 from mvcr_cli.data.quiet import mute_pillow, quiet_stderr
 from mvcr_cli.errors import BadImage, MvcrError, WorkerFailed
 from mvcr_cli.paths import display_name
@@ -69,9 +66,8 @@ MAX_PIXELS = 1_000_000_000
 FULL_DECODE_PIXELS = 450_000_000
 HUGE_ABOVE = 16_000_000  # a larger picture is read piece by piece where its format allows
 MAX_HUGE_PIXELS = 2_000_000_000  # where Pillow itself would stop: twice its MAX_IMAGE_PIXELS
-WHITE = (255, 255, 255)
 
-# Pillow warns above its limit and raises above twice that; `_check_header` refuses all that it warns about.
+# Pillow warns above its limit, which is muted, and raises above twice that; `_check_header` refuses before.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _ORIENTATION = 0x0112
@@ -94,8 +90,6 @@ _MAX_EXPANSION = 1100
 _BOUNDED_FORMATS = frozenset({"PNG", "BMP", "PPM"})
 _BOUNDED_TIFF = frozenset({"raw", "packbits", "tiff_deflate", "tiff_adobe_deflate"})
 _LEAST_BITS = {"1": 1, "P": 1, "L": 1, "LA": 16, "I;16": 12, "I;16B": 12, "RGB": 24, "RGBA": 32, "CMYK": 32}
-
-_BAND_PIXELS = 1 << 22  # grey is stretched in bands, so that float64 copies of a large picture never exist
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,56 +314,3 @@ def _metadata(image: PngImagePlugin.PngImageFile) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def to_rgb(image: Image.Image, grey: tuple[float, float] | None = None) -> Image.Image:
-    """The decoded picture, or a piece of it, as RGB.
-
-    Args:
-        grey: what `grey_range` says of the whole picture; needed for a piece.
-    """
-    if is_deep_grey(image.mode):
-        values = np.asarray(image)  # (H, W)
-        low, high = grey or grey_range(image.mode, *extremes(values))
-        return Image.fromarray(_stretch(values, low, high)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        page = Image.new("RGB", image.size, WHITE)
-        page.paste(rgba, mask=rgba)
-        return page
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy, 1.6 GB at 400 megapixels
-
-
-def is_deep_grey(mode: str) -> bool:
-    """Whether a mode of Pillow is grey of 16 bits or more."""
-    return mode in ("I", "F") or mode.startswith("I;16")
-
-
-def extremes(values: NDArray[Any]) -> tuple[float, float]:
-    with np.errstate(all="ignore"):  # of NaN
-        return float(values.min()), float(values.max())
-
-
-def grey_range(mode: str, least: float, most: float) -> tuple[float, float]:
-    """What becomes black and white in a deep grey picture with these extreme values. Raises: BadImage, nonfinite."""
-    if not (math.isfinite(least) and math.isfinite(most)):
-        raise BadImage("nonfinite", "pixels that are NaN or infinite")
-    if mode.startswith("I;16"):
-        return 0.0, 65535.0
-    if mode == "I":
-        return 0.0, 65535.0 if most > 255 else 255.0
-    if least >= 0 and most <= 255:
-        return 0.0, 1.0 if most <= 1 else 255.0
-    return least, most
-
-
-def _stretch(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """`low`..`high` as 0..255, rounded half up and clipped. Shape: (H, W) -> (H, W)."""
-    height, width = values.shape
-    scale = 255.0 / (high - low) if high > low else 0.0
-    out = np.empty((height, width), np.uint8)
-    rows = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        band = values[top : top + rows].astype(np.float64)
-        out[top : top + rows] = ((band - low) * scale + 0.5).clip(0, 255)
-    return out

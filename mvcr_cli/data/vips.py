@@ -16,18 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mvcr_cli.data.colour import extremes, grey_range, is_deep_grey, to_rgb
 from mvcr_cli.data.decoders import Decoder, Reader, Stored, reopened
-from mvcr_cli.data.images import FULL_DECODE_PIXELS, extremes, grey_range, is_deep_grey, to_rgb
+from mvcr_cli.data.images import FULL_DECODE_PIXELS
 from mvcr_cli.data.quiet import quiet_stderr
 from mvcr_cli.data.tiff import UNREADABLE, Page, read_pages, reductions
 from mvcr_cli.errors import BadImage, MvcrError
 from mvcr_cli.paths import display_name
 
-MAX_TILE_ROW_BYTES = 256 << 20  # libvips keeps two rows of a TIFF's tiles
+MAX_TILE_ROW_BYTES = 256 << 20  # libvips keeps two rows of a TIFF's tiles, but reads a large strip line by line
 _MEASURED_PIXELS = 1 << 22  # at a time
 
 # Samples and types of the pixels as libvips gives them, by Pillow's mode; a PNG with a transparent colour has one more.
-_SAMPLES = {
+_SAMPLES: dict[str, dict[str, tuple[int, ...]]] = {
     "JPEG": {"L": (1,), "RGB": (3,), "CMYK": (4,)},
     "PNG": {"1": (1, 2), "L": (1, 2), "I;16": (1, 2), "LA": (2,), "P": (3, 4), "RGB": (3, 4), "RGBA": (2, 4)},
     "TIFF": {
@@ -49,6 +50,7 @@ _TIFF_KINDS = frozenset({
 _JPEG_IN_TIFF = 7
 _TIFF_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, _JPEG_IN_TIFF, 8, 32773, 32946})  # none, fax, LZW, deflate, PackBits
 _YCBCR = 6
+_PLANES = 2
 
 
 def decoder_for(stored: Stored) -> Decoder | None:
@@ -98,7 +100,7 @@ def _is_known(page: Page) -> bool:
         and (page.photometric == _YCBCR) <= (page.compression == _JPEG_IN_TIFF)
         and page.fill_order == 1
         and page.tags_are_legal
-        and page.tile_row_bytes <= MAX_TILE_ROW_BYTES
+        and (page.tile_row_bytes <= MAX_TILE_ROW_BYTES or not (page.tiled or page.planar == _PLANES))
     )
 
 
