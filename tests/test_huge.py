@@ -8,7 +8,9 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +34,8 @@ from tiffs import Directory, strips, tiff, tiles
 
 from mvcr_cli.data import cuts, huge, images, turning, vips
 from mvcr_cli.data.cuts import FILL
-from mvcr_cli.data.decoders import WholeDecoder
-from mvcr_cli.data.huge import open_huge
+from mvcr_cli.data.decoders import WholeDecoder, read_header
+from mvcr_cli.data.huge import HugePicture, open_huge
 from mvcr_cli.data.images import load_picture, load_rgb, read_size
 from mvcr_cli.errors import BadImage, MvcrError, WriteFailed
 
@@ -183,6 +185,24 @@ def test_pieces_give_the_ordinary_pixels(kind: str, tmp_path: Path, pieces: None
         assert is_in_pieces(path) == by_vips, path.name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_pyvips_the_pixels_are_the_same(kind: str, tmp_path: Path, pieces: None, no_vips: None) -> None:
+    for path in KINDS[kind](tmp_path):
+        assert differ(by_strips(path), whole(path)) == 0, path.name
+
+
+def test_libvips_must_see_what_the_header_says(tmp_path: Path, pieces: None) -> None:
+    path = tmp_path / "a.png"
+    noise(64).save(path)
+    lies: tuple[dict[str, Any], ...] = ({"width": 65}, {"height": 63}, {"mode": "L"}, {"mode": "I;16"})
+    for lie in lies:
+        with (
+            HugePicture(replace(read_header(path), **lie)) as picture,
+            pytest.raises(BadImage, match="its header says"),
+        ):
+            next(picture.strips(10))
+
+
 def test_other_kinds_of_tiff_are_decoded_whole(tmp_path: Path, pieces: None) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (60, 50, 1), np.uint16)
     path = tmp_path / "a.tif"
@@ -239,11 +259,10 @@ def test_larger_boxes_are_shrunk_without_aliasing(name: str, tmp_path: Path, pie
         Image.fromarray(pixels).save(path, quality=95)
     shown = Image.fromarray(whole(path))
     boxes = [(0, 0, 500, 500), (3, 5, 147, 149), (101, 33, 501, 433), (300, 200, 316, 216), (13, 13, 290, 201)]
-    for px, tolerance in ((16, 4), (40, 4), (250, 4)):
+    for px in (16, 40, 250):
         for box, tile in zip(boxes, some_tiles(path, boxes, px), strict=True):
             exact = shown.resize((px, px), Image.Resampling.BILINEAR, box)
-            assert np.abs(tile.astype(int) - np.asarray(exact).astype(int)).mean() < 1.5, (px, box)
-            assert differ(tile[2:-2, 2:-2], np.asarray(exact)[2:-2, 2:-2]) < 10 * tolerance, (px, box)
+            assert np.abs(tile.astype(int) - np.asarray(exact)).mean() < 1.5, (px, box)
     checks = np.zeros((512, 512, 3), np.uint8)
     checks[::2, ::2] = checks[1::2, 1::2] = 255
     path.write_bytes(tiff(tiles(checks, 64))) if name == "tiles.tif" else Image.fromarray(checks).save(path, quality=95)
@@ -313,7 +332,7 @@ def test_a_glance_is_as_small_as_allowed(name: str, tmp_path: Path, pieces: None
             means = stored.reduce(shrink)
             means = means.transpose(Image.Transpose.ROTATE_270) if turned else means
             if name == "a.jpg":  # its cosine transform knows no other factors
-                assert min(side, 300) <= max(image.size) < max(2 * side, 301)
+                assert min(side, 300) <= max(image.size) < 2 * side
             else:
                 assert differ(np.asarray(image), np.asarray(means)) == 0
             loaded = load_picture(path, side)
