@@ -239,7 +239,8 @@ def _prior(energies: list[Tensor], centres: list[tuple[float, float, int]]) -> N
         row, column = (min(int(place / cell_px(octave)), most - 1) for place, most in ((y, rows), (x, columns)))
         found.append(maps[octave][row, column])
     logarithm = np.log(np.array(found, np.float32) + QUIET)
-    return (logarithm - logarithm.max()).astype(np.float32)
+    prior: NDArray[np.float32] = (logarithm - logarithm.max()).astype(np.float32)
+    return prior
 
 
 def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
