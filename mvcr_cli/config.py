@@ -26,6 +26,7 @@ Layer = Literal["blur", "gem", "heads", "sacs", "detail", "sift"]
 Look = Literal["1", "all", "auto"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Stem = Literal["imagenet", "small", "fine"]
+ZoomMode = Literal["auto", "on", "off"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -134,6 +135,14 @@ def parse_layers(text: str) -> tuple[Layer, ...]:
     return tuple(layer for layer in known if layer in asked)
 
 
+def parse_memory(text: str | int) -> int:
+    """`"4G"`, `"4096M"` or `"4096"` as MiB."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([MG]?)(?:i?B)?", str(text).strip(), re.IGNORECASE)
+    if not match:
+        raise UsageError(f"--memory {text!r} is no amount of memory", "write 4G or 800M")
+    return round(float(match[1]) * (1024 if match[2].upper() == "G" else 1))
+
+
 def parse_auto(option: str, text: str) -> int | None:
     """A whole number, or None for "auto"."""
     if text == "auto":
@@ -155,6 +164,37 @@ def _check(good: bool, name: str, value: object, range_: str) -> None:
     if not good:
         shown = ", ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else value
         raise UsageError(f"{name} is {shown}: out of range", f"it must be {range_}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZoomConfig:
+    """How a network looks at large pictures: a glance at the whole, and tiles at native resolution.
+
+    Args:
+        tiles: tiles of a picture that the trunk looks at.
+        candidates: tiles of a picture that are proposed, from which the scorer takes the best.
+        tile_px: side of a tile at the trunk's input.
+        octaves: tile scales; a tile of octave o shows `tile_px << o` pixels of the picture.
+        grid: share of the candidates that lie on a uniform grid, whatever is there.
+        learned: share of the candidates that the learned scorer finds, once it has learned.
+    """
+
+    tiles: int = 16
+    candidates: int = 128
+    tile_px: int = 32
+    octaves: int = 2
+    grid: float = 0.25
+    learned: float = 0.5
+
+    def __post_init__(self) -> None:
+        numbers = (self.tiles, self.candidates, self.tile_px, self.octaves)
+        _check(all(type(number) is int for number in numbers), "tiles, tile_px, octaves", numbers, "whole numbers")
+        _check(1 <= self.tiles <= 4096, "--tiles", self.tiles, "between 1 and 4096")
+        _check(self.tiles <= self.candidates <= 65_536, "candidates", self.candidates, "between --tiles and 65,536")
+        _check(32 <= self.tile_px <= 1024, "--tile-px", self.tile_px, "auto, or between 32 and 1024 pixels")
+        _check(1 <= self.octaves <= 6, "octaves", self.octaves, "between 1 and 6")
+        _check(0 <= self.grid <= 1 and 0 <= self.learned <= 1 - self.grid, "grid, learned",
+               (self.grid, self.learned), "shares that add up to at most 1")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +220,7 @@ class ModelConfig:
         detail: a thin branch sees the whole picture; the trunk's view at scale 1 is half as large.
         sift: dense RootSIFT beside stage 2.
         drop: dropout before the last layer.
+        zoom: looks at tiles of large pictures as well; None looks at the whole picture only.
     """
 
     name: str
@@ -199,6 +240,7 @@ class ModelConfig:
     detail: bool = False
     sift: bool = False
     drop: float = 0.0
+    zoom: ZoomConfig | None = None
 
     def __post_init__(self) -> None:
         # A file may say anything, of any type.
@@ -225,9 +267,10 @@ class ModelConfig:
         switches = (self.detail, self.sift)
         _check(all(type(on) is bool for on in switches), "detail, sift", switches, "true or false")
         _check(self.block is not None or not any(switches), "detail, sift", switches, "off in a network without stages")
+        _check(self.zoom is None or self.block is not None, "zoom", self.name, "a network with a residual trunk")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "zoom" or value is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -237,7 +280,8 @@ class ModelConfig:
             raise ValueError(f"unknown model fields {sorted(unknown)}")
         lists = [key for key in ("depths", "scales", "taught", "sacs") if values.get(key) is not None]
         tuples: dict[str, Any] = {key: tuple(values[key]) for key in lists}
-        return cls(**(values | tuples))
+        zoom = {"zoom": ZoomConfig(**values["zoom"])} if values.get("zoom") is not None else {}
+        return cls(**(values | tuples | zoom))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +318,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         _check(0 < self.crop <= 1, "--crop", self.crop, "above 0 and at most 1")
-        _check(0 <= self.zoom <= 3, "--zoom", self.zoom, "between 0 and 3")
+        _check(0 <= self.zoom <= 3, "--zoom-range", self.zoom, "between 0 and 3")
         _check(0 <= self.shear <= 1, "--shear", self.shear, "between 0 and 1")
         _check(0 <= self.shift <= 0.5, "--shift", self.shift, "between 0 and 0.5")
         _check(0 <= self.rotate <= 180, "--rotate", self.rotate, "between 0 and 180 degrees")
@@ -308,6 +352,10 @@ class TrainConfig:
         progressive: start at half size and grow.
         patience: epochs without a better validation accuracy before the run stops; 0 is never.
         cache_mb: cap of the decoded-pixel cache in MiB; 0 turns it off.
+        zoom_mode: look at tiles of large pictures; "auto" does so when the pictures are large.
+        tiles: tiles of a picture that the network looks at in a step.
+        tile_px: side of a tile in pixels; None is fitted to `imgsz`.
+        memory_mb: memory in MiB that batches and the cache of tiles are fitted to.
         save_every: optimiser steps between two resumable states; 0 is once an epoch.
         resume: go on with `run` where its last state stands; a finished run is left as it is.
         started: `time.monotonic()` at program start, so that `seconds` counts what the user waits for.
@@ -324,6 +372,10 @@ class TrainConfig:
     scales: tuple[float, ...] | None = None
     layers: tuple[Layer, ...] | None = None
     unsure: float = 0.0
+    zoom_mode: ZoomMode = "auto"
+    tiles: int | None = None
+    tile_px: int | None = None
+    memory_mb: int = 4096
     epochs: int | None = None
     seconds: float | None = None
     batch: int | None = None
@@ -375,6 +427,12 @@ class TrainConfig:
         _check(self.patience >= 0, "--patience", self.patience, "0 (never) or more")
         _check(0 <= self.cache_mb <= 1 << 20, "--cache", self.cache_mb, "between 0 and 1,048,576 MiB")
         check_workers(self.workers)
+        _check(self.tiles is None or 2 <= self.tiles <= 4096, "--tiles", self.tiles, "auto, or between 2 and 4096")
+        _check(self.tile_px is None or (32 <= self.tile_px <= 1024 and self.tile_px % 2 == 0), "--tile-px", self.tile_px,
+               "auto, or an even number between 32 and 1024 pixels")  # fmt: skip
+        _check(512 <= self.memory_mb <= 1 << 24, "--memory", f"{self.memory_mb} MiB", "between 512M and 16T")
+        if self.zoom_mode == "off" and (self.tiles or self.tile_px):
+            raise UsageError("--tiles and --tile-px are settings of --zoom, which is off", "leave one of them out")
         _check(self.threads is None or 1 <= self.threads <= 1024, "--threads", self.threads, "between 1 and 1024")
         check_seed(self.seed)
         _check(self.save_every >= 0, "--save-every", self.save_every, "0 (each epoch) or more")
@@ -424,10 +482,14 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """`mvcr predict`. `inputs` are files, folders, glob patterns, or "-" for names on stdin, one a line."""
+    """`mvcr predict`. `inputs` are files, folders, glob patterns, or "-" for names on stdin, one a line.
+
+    `explain` is a folder for one overlay picture an input.
+    """
 
     inputs: tuple[str, ...]
     run: Path | None = None
+    explain: Path | None = None
     topk: int = 5
     views: Look = "all"
     batch: int = 16

@@ -1,8 +1,8 @@
 """A foreign ONNX file is parsed and run here, in a process of its own that may use little and write nothing.
 
 `engine/onnx_predictor.py` starts `python -P -m mvcr_cli.onnx_worker` and talks to it through two pipes. A message is a
-length of eight bytes and that many bytes. The first one from there is the file, each further pair the shape and the
-pixels of a picture. An answer begins with `+` and the result, or with `-` and why there is none.
+length of eight bytes and that many bytes. The first one from there is the file; then, for each run, what the inputs are
+and one message for each. An answer begins with `+` and the result, or with `-` and why there is none.
 
 Nothing of torch is loaded here: the process starts fast and its memory can be bounded.
 """
@@ -20,6 +20,7 @@ from typing import IO, Any
 SECONDS = 60  # for the file, and for each picture
 LEAST_MEMORY = 2 << 30
 LONGEST_ANSWER = 64 << 20
+_NUMBERS = {"float32": "<f4", "float64": "<f8", "int64": "<i8"}
 
 
 class Refused(Exception):
@@ -58,13 +59,12 @@ def main() -> None:
         return
     del raw
     send(answers, b"+" + json.dumps(facts).encode())
-    while (shape := receive(requests, 100)) is not None:
-        pixels = receive(requests, sys.maxsize)
-        if pixels is None:
-            return
+    while (described := receive(requests, 1000)) is not None:
+        inputs = {name: (kind, shape, receive(requests, sys.maxsize))
+                  for name, (kind, shape) in json.loads(described).items()}  # fmt: skip
         _allow_processor_time()
         try:
-            send(answers, b"+" + _judge(session, json.loads(shape), pixels))
+            send(answers, b"+" + _run(session, inputs))
         except Exception as error:  # onnxruntime's exceptions share no public base class
             send(answers, b"-" + json.dumps([f"cannot judge a picture: {str(error)[:200]}", ""]).encode())
 
@@ -155,12 +155,30 @@ def _session(raw: bytes) -> Any:
         raise Refused(f"cannot be run: {str(error)[:200]}", "") from error
 
 
-def _judge(session: Any, shape: list[int], pixels: bytes) -> bytes:
-    """Float64 probabilities of one picture. `shape`: (H, W, 3)."""
+def _run(session: Any, inputs: dict[str, tuple[str, list[int], bytes | None]]) -> bytes:
+    """All outputs, packed. `inputs`: kind of number, shape and bytes by name."""
     import numpy as np
 
-    images = np.frombuffer(pixels, np.uint8).reshape(1, *shape)
-    return bytes(np.asarray(session.run(None, {"images": images})[0], np.float64).tobytes())
+    feeds = {name: np.frombuffer(raw or b"", kind).reshape(shape) for name, (kind, shape, raw) in inputs.items()}
+    outputs = [np.ascontiguousarray(output) for output in session.run(None, feeds)]
+    head = json.dumps([[output.dtype.name, output.shape] for output in outputs]).encode()
+    return b"".join([len(head).to_bytes(8, "little"), head, *(output.tobytes() for output in outputs)])
+
+
+def unpack(answer: bytes) -> list[Any]:
+    """The arrays of an answer, of numbers only and read-only.
+
+    Raises: ValueError, TypeError or KeyError when it is none.
+    """
+    import numpy as np
+
+    end = 8 + int.from_bytes(answer[:8], "little")
+    arrays = []
+    for kind, shape in json.loads(answer[8:end]):
+        array = np.frombuffer(answer, _NUMBERS[kind], math.prod(shape), end).reshape(shape)
+        end += array.nbytes
+        arrays.append(array)
+    return arrays
 
 
 if __name__ == "__main__":

@@ -21,8 +21,22 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One tile of a large picture: left, top, right, bottom in its pixels, its weight in the verdict, its own verdict."""
+
+    box: tuple[int, int, int, int]
+    weight: float
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One picture: the best class, the runners-up, and the size of the upright picture in pixels."""
+    """One picture: the best class, the runners-up, and the size of the upright picture in pixels.
+
+    `tiles` are those that a zooming network looked at, the weightiest first; `explanation` is the file of `--explain`.
+    Both are left out of the record where there are none.
+    """
 
     path: str
     label: str
@@ -30,6 +44,8 @@ class Prediction:
     topk: tuple[Label, ...]
     width: int
     height: int
+    tiles: tuple[Tile, ...] = ()
+    explanation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +322,8 @@ def record(result: Any) -> dict[str, Any]:
             head |= {name.replace("path", key): text for name, text in shown.items()}
     if isinstance(result, Problem):
         return head | {"error": {"code": result.code, "detail": result.detail}}
+    if isinstance(result, Prediction):
+        values = {key: value for key, value in values.items() if value or key not in ("tiles", "explanation")}
     return head | {key: _plain(value) for key, value in values.items()}
 
 

@@ -90,7 +90,7 @@ REFUSED = [
     "train d --fit crop",
     "train d --balance maybe",
     "train d --crop 0",
-    "train d --zoom 9",
+    "train d --zoom-range 9",
     "train d --rotate 200",
     "train d --mixup -1",
     "train d --ema 1",

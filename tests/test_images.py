@@ -82,7 +82,9 @@ def test_bad_files_are_refused_fast_with_their_code(tmp_path: Path) -> None:
 
 
 def test_the_size_of_a_bad_file_is_refused_with_the_same_code_or_positive(tmp_path: Path) -> None:
-    for path, code in (bad_files(tmp_path) | non_files(tmp_path)).items():
+    expected = bad_files(tmp_path) | non_files(tmp_path)
+    expected[tmp_path / "claims_1.5g.png"] = "corrupt"  # small enough to be read reduced, if it were true
+    for path, code in expected.items():
         outcome = size_or_code(path)
         assert outcome == code or min(outcome) > 0, path.name
 
@@ -134,7 +136,7 @@ def test_running_out_of_memory_is_a_bad_image(tmp_path: Path, monkeypatch: pytes
     def exhaust(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "_to_rgb", exhaust)
+    monkeypatch.setattr(images, "to_rgb", exhaust)
     assert code_of(path) == "out_of_memory"
 
 

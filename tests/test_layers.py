@@ -416,8 +416,13 @@ def test_the_plain_twin_has_no_layers():
 
 @pytest.mark.parametrize(
     ("text", "layers"),
-    [("sacs", ("sacs",)), ("sift, detail", ("detail", "sift")), ("sacs,sift,sacs", ("sacs", "sift")),
-     ("none", ()), ("heads,blur", ("blur", "heads"))],
+    [
+        ("sacs", ("sacs",)),
+        ("sift, detail", ("detail", "sift")),
+        ("sacs,sift,sacs", ("sacs", "sift")),
+        ("none", ()),
+        ("heads,blur", ("blur", "heads")),
+    ],
 )
 def test_layers_are_a_list_of_names(text, layers):
     assert parse_layers(text) == layers

@@ -131,6 +131,26 @@ Layers = Annotated[
                 " thin branch sees --imgsz, the trunk half of it), sift (dense RootSIFT)."),
 ]  # fmt: skip
 
+ZoomMode = Annotated[
+    config.ZoomMode,
+    _model("--zoom", help="Look at tiles of large pictures at full resolution; auto when they are large."),
+]
+Tiles = Annotated[
+    int | None,
+    _model("--tiles", parser=partial(config.parse_auto, "--tiles"), metavar="N|auto", show_default="auto",
+           help="Tiles of a large picture that the network looks at."),
+]  # fmt: skip
+TilePx = Annotated[
+    int | None,
+    _model("--tile-px", parser=partial(config.parse_auto, "--tile-px"), metavar="PX|auto", show_default="auto",
+           help="Side of a tile: about 1.5 times what must be seen."),
+]  # fmt: skip
+Memory = Annotated[
+    Any,
+    _machine("--memory", parser=config.parse_memory, metavar="4G", show_default="4G",
+             help="What batches and cached tiles may take when zooming."),
+]  # fmt: skip
+
 Epochs = Annotated[int | None, _recipe_auto("--epochs", metavar="N", help="Passes over the training pictures.")]
 Seconds = Annotated[
     float | None,
@@ -164,7 +184,7 @@ NoAugment = Annotated[
     bool, _augment_flag("--no-augment", help="Everything below off, but for what is given beside it.")
 ]
 Crop = Annotated[float, _augment("--crop", metavar="SHARE", help="Smallest share of the area kept; 1 is off.")]
-Zoom = Annotated[float, _augment("--zoom", metavar="X", help="Up to 1 + X times smaller or larger.")]
+Zoom = Annotated[float, _augment("--zoom-range", metavar="X", help="Up to 1 + X times smaller or larger.")]
 Shear = Annotated[float, _augment("--shear", metavar="X", help="Shear, as a fraction of the side.")]
 Shift = Annotated[float, _augment("--shift", metavar="X", help="Shift, as a fraction of the side.")]
 Rotate = Annotated[float, _augment("--rotate", metavar="DEG", help="Rotation in degrees.")]
@@ -216,6 +236,11 @@ Inputs = Annotated[
     list[str],
     typer.Argument(metavar="INPUTS", parser=partial(_filled, "INPUTS"), show_default=False,
                    help="Pictures, folders, patterns, or - for names on stdin, one a line."),
+]  # fmt: skip
+Explain = Annotated[
+    Path | None,
+    _file("--explain", parser=partial(_path, "--explain"), rich_help_panel="Output",
+          help="Folder for one PNG a picture that shows what decided."),
 ]  # fmt: skip
 TopK = Annotated[int, typer.Option("--topk", metavar="K", help="Classes a picture.")]
 PredictFormat = Annotated[

@@ -25,6 +25,7 @@ def predict(
     run: o.Run = PredictConfig.run,
     topk: o.TopK = PredictConfig.topk,
     views: o.Views = PredictConfig.views,
+    explain: o.Explain = PredictConfig.explain,
     batch: o.Batch = PredictConfig.batch,
     workers: o.Workers = PredictConfig.workers,
     device: o.Device = PredictConfig.device,

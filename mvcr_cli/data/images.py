@@ -1,4 +1,4 @@
-"""Any file as safe, upright RGB pixels: the only module that opens pictures.
+"""Any file as safe, upright RGB pixels: only this module and `huge` open pictures.
 
 One policy, the same for every command:
 
@@ -9,7 +9,8 @@ One policy, the same for every command:
     16-bit grey   divided by 257
     32-bit grey   0..255 as it is when no value is above 255, else divided by 257
     float grey    [0, 1] and [0, 255] keep their range, anything else is stretched from its minimum to its maximum
-    limits        2 GiB a file, 100,000 px a side, 1,000 megapixels; 450 megapixels that must be decoded in full
+    limits        2 GiB a file, 16 GiB of JPEG, PNG and TIFF; 100,000 px a side, 1,000 megapixels, 2,000 where a reduced
+                  picture is enough; 450 megapixels that must be decoded in full
 
 A file that is no such picture raises `BadImage`. It never hangs, crashes, writes to the terminal or gives other
 pixels. Everything here may run in several threads at once.
@@ -19,17 +20,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
+import io
 import os
 import stat
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import (  # imported here so that Pillow never loads plugins later, from several threads at once
     AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
@@ -46,6 +45,7 @@ from PIL import (  # imported here so that Pillow never loads plugins later, fro
     WebPImagePlugin,  # noqa: F401
 )
 
+from mvcr_cli.data.colour import to_rgb
 from mvcr_cli.data.quiet import mute_pillow, quiet_stderr
 from mvcr_cli.data.structure import check_structure
 from mvcr_cli.errors import BadImage, MvcrError, WorkerFailed
@@ -57,19 +57,22 @@ IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif",
     ".avifs", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
 })  # fmt: skip
+_STREAMED_FORMATS = ("JPEG", "PNG", "TIFF")  # Pillow reads other files into memory before it looks at them
 HEIC_ADVICE = "HEIC picture: convert it to JPEG or PNG"
 
-MAX_BYTES = 2 << 30
+MAX_BYTES = 16 << 30
+MAX_UNSTREAMED_BYTES = 2 << 30
 MAX_SIDE = 100_000
 MAX_PIXELS = 1_000_000_000
 FULL_DECODE_PIXELS = 450_000_000
-WHITE = (255, 255, 255)
+HUGE_ABOVE = 16_000_000  # a larger picture is read piece by piece where its format allows
+MAX_HUGE_PIXELS = 2_000_000_000  # where Pillow itself would stop: twice its MAX_IMAGE_PIXELS
 
-# Pillow warns above its limit and raises above twice that; `_check_header` refuses all that it warns about.
+# Pillow warns above its limit, which is muted, and raises above twice that; `_check_header` refuses before.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _ORIENTATION = 0x0112
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -78,9 +81,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = frozenset({5, 6, 7, 8})
+SIDEWAYS = frozenset({5, 6, 7, 8})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Deflate cannot expand more than 1,032 times, so a header that claims more is a lie that would cost gigabytes.
 _MAX_EXPANSION = 1100
@@ -95,14 +99,12 @@ _FAX = frozenset({"group3", "group4", "tiff_ccitt", "tiff_raw_16"})  # a bit a r
 _ANIMATED_WEBP_COST = 4  # of memory a pixel, next to other formats
 _LEAST_BITS = {"1": 1, "P": 1, "L": 1, "LA": 16, "I;16": 12, "I;16B": 12, "RGB": 24, "RGBA": 32, "CMYK": 32}
 
-_BAND_PIXELS = 1 << 22  # grey is stretched in bands, so that float64 copies of a large picture never exist
-
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A decoded picture: `image` is upright RGB; `width` and `height` are the upright full picture in pixels.
 
-    `image` is smaller than `width` x `height` when a reduced decode was asked for.
+    `image` is smaller than `width` x `height` when a reduced picture was asked for.
     """
 
     image: Image.Image
@@ -115,27 +117,41 @@ def load_picture(path: str | os.PathLike[str], at_least: int | None = None) -> P
 
     Args:
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as the longer side of the decoded picture
-            is still at least this many pixels. A picture that is smaller than that is decoded in full, never enlarged.
+            is still at least this many pixels; above 16 megapixels, every picture may be reduced in this way, by whole
+            numbers. A picture that is smaller than that is decoded in full, never enlarged.
 
     Raises:
         BadImage: the file is no usable picture.
         WorkerFailed: this process may not open any more files.
     """
-    with _opened(path) as image:
-        width, height = image.size
-        if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-            # Only the longer side asks for anything: draft() takes the largest reduction that both sides allow.
-            image.draft(None, (max(1, at_least), 1) if width >= height else (1, max(1, at_least)))
-        _load(image, (width, height))
-        if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow has turned it already
-            return Picture(_to_rgb(image), *image.size)
-        orientation = _orientation(image)
-        upright = _to_rgb(image)
-        if orientation in _UPRIGHT:
-            upright = upright.transpose(_UPRIGHT[orientation])
-        if orientation in _SIDEWAYS:
-            width, height = height, width
-        return Picture(upright, width, height)
+    with opened(path, MAX_PIXELS if at_least is None else MAX_HUGE_PIXELS) as image:
+        if at_least is None or image.width * image.height <= HUGE_ABOVE:
+            return _decoded(image, at_least)
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            picture = _decoded(image, at_least)
+            reduced = picture.image.reduce(max(1, max(picture.image.size) // max(1, at_least)))
+            return Picture(reduced, picture.width, picture.height)
+    from mvcr_cli.data.huge import open_huge  # which builds on this module
+
+    with open_huge(path) as huge:
+        return Picture(huge.glance(at_least), *huge.size)
+
+
+def _decoded(image: ImageFile.ImageFile, at_least: int | None) -> Picture:
+    width, height = image.size
+    if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+        # Only the longer side asks for anything: draft() takes the largest reduction that both sides allow.
+        image.draft(None, (max(1, at_least), 1) if width >= height else (1, max(1, at_least)))
+    load_pixels(image, (width, height))
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow has turned it already
+        return Picture(to_rgb(image), *image.size)
+    orientation = _orientation(image)
+    upright = to_rgb(image)
+    if orientation in UPRIGHT:
+        upright = upright.transpose(UPRIGHT[orientation])
+    if orientation in SIDEWAYS:
+        width, height = height, width
+    return Picture(upright, width, height)
 
 
 def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
@@ -146,16 +162,11 @@ def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height of the upright picture in pixels, from the header alone. Raises: see `load_picture`.
 
-    A PNG that keeps metadata behind its pixels is decoded, because its orientation may be there.
+    A PNG that keeps metadata behind its pixels is searched for it, because its orientation may be there.
     """
-    with _opened(path) as image:
-        if isinstance(image, PngImagePlugin.PngImageFile) and "exif" not in image.info and _has_late_metadata(image):
-            _load(image, image.size)
-        width, height = image.size
-        swapped = isinstance(image, TiffImagePlugin.TiffImageFile) and _ORIENTATION in image.tag_v2
-        if _orientation(image) in _SIDEWAYS and not swapped:
-            width, height = height, width
-        return width, height
+    with opened(path, MAX_HUGE_PIXELS) as image:
+        width, height = stored_size(image)
+        return (height, width) if orientation_of(image) in SIDEWAYS else (width, height)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
@@ -204,20 +215,20 @@ def _check_file(status: os.stat_result) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
+def opened(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
     """The picture with its header read and checked; whatever goes wrong inside becomes a `BadImage`."""
     with open_regular(path) as file:
         try:
             mute_pillow()
-            size = os.fstat(file.fileno()).st_size
-            check_structure(file, size)
-            image = Image.open(file, formats=FORMATS)
-            _check_header(image, size)
+            file_bytes = os.fstat(file.fileno()).st_size
+            check_structure(file, file_bytes)
+            image = Image.open(file, formats=FORMATS if file_bytes <= MAX_UNSTREAMED_BYTES else _STREAMED_FORMATS)
+            _check_header(image, file_bytes, max_pixels)
             yield image
         except MvcrError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise BadImage("too_many_pixels", f"more than {MAX_PIXELS:,}") from error
+            raise BadImage("too_many_pixels", f"more than {max_pixels:,}") from error
         except UnidentifiedImageError as error:
             raise _unidentified(file) from error
         except MemoryError as error:
@@ -231,17 +242,20 @@ def _unidentified(file: BufferedReader) -> BadImage:
     head = file.read(12)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
         return BadImage("unknown_format", HEIC_ADVICE)
+    if (file_bytes := os.fstat(file.fileno()).st_size) > MAX_UNSTREAMED_BYTES:
+        known = ", ".join(_STREAMED_FORMATS)
+        return BadImage("too_large", f"{file_bytes:,} bytes, limit {MAX_UNSTREAMED_BYTES:,} for all but {known}")
     if head.startswith(_SIGNATURES):
         return BadImage("corrupt", "the header cannot be read")
     return BadImage("unknown_format", f"not one of {', '.join(FORMATS)}")
 
 
-def _check_header(image: ImageFile.ImageFile, file_bytes: int) -> None:
+def _check_header(image: ImageFile.ImageFile, file_bytes: int, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise BadImage("corrupt", f"{width}x{height} pixels")
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise BadImage("too_many_pixels", f"{width}x{height}; limits: {MAX_SIDE:,} a side, {MAX_PIXELS:,} in all")
+    if max(width, height) > MAX_SIDE or width * height > max_pixels:
+        raise BadImage("too_many_pixels", f"{width}x{height}; limits: {MAX_SIDE:,} a side, {max_pixels:,} in all")
     bounded = image.format in _BOUNDED_FORMATS or image.info.get("compression") in _BOUNDED_TIFF
     claimed = width * height * _LEAST_BITS.get(image.mode, 8) // 8
     too_much = bounded and claimed > _MAX_EXPANSION * file_bytes + (1 << 16)
@@ -255,7 +269,7 @@ def _pixels_a_byte(image: ImageFile.ImageFile) -> int:
     return 8 * image.width if codec in _FAX else _PIXELS_A_BYTE.get(str(codec), _PIXELS_A_BYTE_OTHERS)
 
 
-def _load(image: ImageFile.ImageFile, full: tuple[int, int]) -> None:
+def load_pixels(image: ImageFile.ImageFile, full: tuple[int, int]) -> None:
     """Decode the pixels; `full` is the size in the header. A progressive JPEG needs memory for that, however small.
 
     To be called once: after a failed load(), a second one gives black without an error.
@@ -268,67 +282,52 @@ def _load(image: ImageFile.ImageFile, full: tuple[int, int]) -> None:
         image.load()
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
-    """The EXIF orientation, 1 to 8, where 1 is upright and also stands for anything unreadable."""
+def stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Width and height in pixels as the file has them, before any turning."""
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_ORIENTATION) in SIDEWAYS:
+        return height, width  # Pillow has exchanged them in `size` already
+    return width, height
+
+
+def orientation_of(image: ImageFile.ImageFile) -> int:
+    """The EXIF orientation, 1 to 8, of a picture whose pixels are not decoded; 1 is upright or unreadable."""
+    if isinstance(image, PngImagePlugin.PngImageFile) and (chunks := _metadata(image)):
+        header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+        small = PNG_SIGNATURE + header + chunks + _chunk(b"IDAT", zlib.compress(b"\0\0")) + _chunk(b"IEND", b"")
+        return _orientation(Image.open(io.BytesIO(small), formats=("PNG",)))
+    return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
         # Not image.getexif(): that of a PNG decodes the pixels behind our back.
         value = Image.Image.getexif(image).get(_ORIENTATION, 1)
-        return int(value) if value in _UPRIGHT else 1
+        return int(value) if value in UPRIGHT else 1
     except Exception:
         return 1
 
 
-def _has_late_metadata(image: PngImagePlugin.PngImageFile) -> bool:
-    """Whether chunks that can hold an orientation follow the pixels, where Pillow's header reader does not look."""
+def _metadata(image: PngImagePlugin.PngImageFile) -> bytes:
+    """The chunks that can hold an orientation; empty when none follows the pixels, where the header reader stops."""
     file = image.fp
     assert file is not None
     position = file.tell()
-    file.seek(8)
-    in_pixels = late = False
-    while not late and len(head := file.read(8)) == 8:
+    file.seek(len(PNG_SIGNATURE))
+    found, in_pixels, late = b"", False, False
+    while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         in_pixels |= kind == b"IDAT"
-        late = in_pixels and kind in (b"eXIf", b"iTXt", b"zTXt")
+        if kind == b"IEND" or (kind == b"fcTL" and in_pixels and image.is_animated):  # Pillow reads no further either
+            break
+        if kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt") and length <= PngImagePlugin.MAX_TEXT_MEMORY:
+            found += _chunk(kind, file.read(length))
+            late |= in_pixels
+            length = 0
         file.seek(length + 4, os.SEEK_CUR)
     file.seek(position)
-    return late
+    return found if late else b""
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _grey_to_rgb(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        page = Image.new("RGB", image.size, WHITE)
-        page.paste(rgba, mask=rgba)
-        return page
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy, 1.6 GB at 400 megapixels
-
-
-def _grey_to_rgb(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)  # (H, W)
-    with np.errstate(all="ignore"):
-        least, most = float(values.min()), float(values.max())
-    if not (math.isfinite(least) and math.isfinite(most)):
-        raise BadImage("nonfinite", "pixels that are NaN or infinite")
-    if image.mode.startswith("I;16"):
-        low, high = 0.0, 65535.0
-    elif image.mode == "I":
-        low, high = 0.0, 65535.0 if most > 255 else 255.0
-    elif least >= 0 and most <= 255:
-        low, high = 0.0, 1.0 if most <= 1 else 255.0
-    else:
-        low, high = least, most
-    return Image.fromarray(_stretch(values, low, high)).convert("RGB")
-
-
-def _stretch(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """`low`..`high` as 0..255, rounded half up and clipped. Shape: (H, W) -> (H, W)."""
-    height, width = values.shape
-    scale = 255.0 / (high - low) if high > low else 0.0
-    out = np.empty((height, width), np.uint8)
-    rows = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        band = values[top : top + rows].astype(np.float64)
-        out[top : top + rows] = ((band - low) * scale + 0.5).clip(0, 255)
-    return out
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

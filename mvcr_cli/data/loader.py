@@ -30,7 +30,8 @@ from mvcr_cli.config import MEBIBYTE, READ_SECONDS, AugmentConfig
 from mvcr_cli.data.augment import augment
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
-from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.data.preprocess import Preprocess, grey_if_grey
+from mvcr_cli.data.tiles import TileBatch, TileReader, Tiles, stack_tiles, turned
 from mvcr_cli.data.trail import Trail
 from mvcr_cli.errors import BadImage, WorkerFailed
 from mvcr_cli.models.scale_set import view_side
@@ -40,7 +41,7 @@ from mvcr_cli.records import Problem
 T = TypeVar("T")
 R = TypeVar("R")
 ENDING_SECONDS = 10.0  # for threads to finish what they read, when a reading ends early
-Item = tuple[NDArray[np.uint8], int, str]  # pixels, label, path
+Item = tuple[NDArray[np.uint8], int, str, Tiles | None]  # pixels, label, path, tiles of a large picture
 
 
 def stable_seed(*parts: object) -> int:
@@ -85,7 +86,7 @@ class PixelCache:
         except BadImage as bad:
             self.problems[sample.path] = Problem(path=sample.path, code=bad.code, detail=bad.detail)
             return None
-        image = _grey_if_grey(_shrink(image, side) if shrink else image)
+        image = grey_if_grey(_shrink(image, side) if shrink else image)
         self._keep(key, image)
         return image
 
@@ -105,20 +106,26 @@ def _shrink(image: Image.Image, side: int) -> Image.Image:
     return image.resize((size[0], size[1]), Image.Resampling.BILINEAR, reducing_gap=3.0)
 
 
-def _grey_if_grey(image: Image.Image) -> Image.Image:
-    """A grey picture in one channel costs a third of the cache and of the augmentation."""
-    pixels = np.asarray(image)
-    same = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2])
-    return image.getchannel(0) if same else image
-
-
 @dataclass(frozen=True)
 class Batch:
-    """Shape: images (N, H, W, 3) uint8, labels (N,) int64; `paths` for messages."""
+    """Shape: images (N, H, W, 3) uint8, labels (N,) int64; `paths` for messages, `tiles` where the network zooms."""
 
     images: Tensor
     labels: Tensor
     paths: tuple[str, ...]
+    tiles: TileBatch | None = None
+
+
+@dataclass(frozen=True)
+class ZoomInput:
+    """Preprocessed glances and their candidates. Shape: x (N, 3, size, size)."""
+
+    x: Tensor
+    tiles: TileBatch
+    preprocess: Preprocess
+
+
+Input = Tensor | ZoomInput
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,7 @@ class TrainingReader:
         base: longer side, in pixels, at which pictures are decoded and cached before augmentation.
         workers: decoding threads; 0 reads in the caller's thread.
         ahead: pictures that may be read in advance of the network.
+        zoom: reads large pictures with their tiles; None for networks that do not zoom.
     """
 
     cache: PixelCache
@@ -151,6 +159,7 @@ class TrainingReader:
     seed: int
     workers: int
     ahead: int = 96
+    zoom: TileReader | None = None
 
     def batches(self, steps: Iterator[Step]) -> Iterator[tuple[Step, Batch | None]]:
         """The batch of every step, in order; None where fewer than two pictures of the step could be read."""
@@ -168,13 +177,19 @@ class TrainingReader:
                 items = []
 
     def _read(self, step: Step, sample: Sample) -> Item | None:
-        image = self.cache.picture(sample, self.base, shrink=True)
+        tiles: Tiles | None = None
+        if self.zoom is None:
+            image = self.cache.picture(sample, self.base, shrink=True)
+        else:
+            image, tiles = self.zoom.read(sample)
         if image is None:
             return None
         rng = random.Random(stable_seed(self.seed, step.epoch, sample.digest))
         fill = tuple(round(255 * mean) for mean in self.preprocess.mean)
         pixels = augment(image, step.size, self.preprocess.fit, self.augment, rng, fill)  # type: ignore[arg-type]
-        return pixels, sample.label, sample.path
+        if tiles is not None:
+            tiles = turned(tiles, self.augment, rng)
+        return pixels, sample.label, sample.path, tiles
 
 
 def decode_side(size: int, config: AugmentConfig) -> int:
@@ -191,34 +206,46 @@ def _collate(items: Sequence[Item | None]) -> Batch | None:
         return None
     images = torch.from_numpy(np.stack([item[0] for item in good]))
     labels = torch.tensor([item[1] for item in good])
-    return Batch(images, labels, tuple(item[2] for item in good))
+    tiles = [item[3] for item in good if item[3] is not None]
+    return Batch(images, labels, tuple(item[2] for item in good), stack_tiles(tiles) if tiles else None)
 
 
 def evaluation_batches(samples: Sequence[Sample], preprocess: Preprocess, batch: int, workers: int,
-                       cache: PixelCache, factor: float = 1.0) -> Iterator[tuple[list[Sample], Tensor]]:  # fmt: skip
-    """Preprocessed inputs in order, without the bad files, which the cache notes in its `problems`.
+                       cache: PixelCache, factor: float = 1.0, zoom: TileReader | None = None,
+                       ) -> Iterator[tuple[list[Sample], Input]]:  # fmt: skip
+    """Preprocessed inputs in order, without the bad files, which `cache` or `zoom` notes in its `problems`.
 
     Args:
         factor: size at which the pictures are shown, see `Preprocess.tensor`.
+        zoom: cuts the tiles of large pictures.
 
-    Yields: samples, (N, 3, canvas, canvas) float32.
+    Yields: samples, (N, 3, canvas, canvas) float32, with `zoom` together with tiles.
     """
     side = view_side(preprocess.size, factor)
 
-    def read(sample: Sample) -> Tensor | None:
+    def read(sample: Sample) -> tuple[Tensor, Tiles | None] | None:
+        if zoom is not None:
+            glance, tiles = zoom.read(sample)
+            return None if glance is None else (preprocess.tensor(glance), tiles)
         # Twice the size needed: a JPEG may be decoded reduced, and the resize that follows still filters.
         image = cache.picture(sample, 2 * side, shrink=False)
-        return None if image is None else preprocess.tensor(image, factor)
+        return None if image is None else (preprocess.tensor(image, factor), None)
 
-    ready: list[tuple[Sample, Tensor]] = []
-    for sample, x in ordered(read, samples, max(1, workers), 2 * batch):
-        if x is not None:
-            ready.append((sample, x))
+    ready: list[tuple[Sample, tuple[Tensor, Tiles | None]]] = []
+    for sample, found in ordered(read, samples, max(1, workers), 2 * batch):
+        if found is not None:
+            ready.append((sample, found))
         if len(ready) == batch:
-            yield [sample for sample, _ in ready], torch.stack([x for _, x in ready])
+            yield [sample for sample, _ in ready], _stack([found for _, found in ready], preprocess)
             ready = []
     if ready:
-        yield [sample for sample, _ in ready], torch.stack([x for _, x in ready])
+        yield [sample for sample, _ in ready], _stack([found for _, found in ready], preprocess)
+
+
+def _stack(found: list[tuple[Tensor, Tiles | None]], preprocess: Preprocess) -> Input:
+    x = torch.stack([x for x, _ in found])
+    tiles = [tiles for _, tiles in found if tiles is not None]
+    return ZoomInput(x, stack_tiles(tiles), preprocess) if tiles else x
 
 
 def ordered(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[tuple[T, R]]:

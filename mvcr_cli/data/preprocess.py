@@ -85,6 +85,13 @@ class Preprocess:
         return (pixels.float() - mean) / std
 
 
+def grey_if_grey(image: Image.Image) -> Image.Image:
+    """A grey picture in one channel costs a third of the cache and of the augmentation."""
+    pixels = np.asarray(image)
+    same = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2])
+    return image.getchannel(0) if same else image
+
+
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
     """Antialiased bilinear resize. Shape: (N, C, H, W) -> (N, C, height, width)."""
     if width == 1 and height > 1:  # torch 2.14 gives wrong rows to a result that is one pixel wide

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mvcr_cli import __version__
-from mvcr_cli.config import Layer, ModelConfig, TrainConfig, factor_text
+from mvcr_cli.config import Layer, ModelConfig, TrainConfig, ZoomConfig, factor_text
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import Say, default_workers, pick_precision
 from mvcr_cli.engine.evaluate import split_record
@@ -27,10 +27,14 @@ from mvcr_cli.models import build, config_for, load_trunk, useful_scales
 from mvcr_cli.models.mvcr import trunk_side
 from mvcr_cli.paths import display_name, to_json, write_json
 
+CANDIDATES, CANDIDATES_PER_TILE = 128, 8
+
 # Settings that do not change the result, but for the last bits of it in the case of `threads`; they may differ when a
 # run is resumed, and stay out of the weights file.
-FREE_SETTINGS = frozenset({"data", "val", "run", "resume", "started", "workers", "threads", "cache_mb", "dry_run", "offline",
-                   "strict", "save_every", "device", "follow_links"})  # fmt: skip
+FREE_SETTINGS = frozenset({
+    "data", "val", "run", "resume", "started", "workers", "threads", "cache_mb", "memory_mb", "dry_run", "offline",
+    "strict", "save_every", "device", "follow_links",
+})  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -91,7 +95,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     side = trunk_side(settings.imgsz, "detail" in (settings.layers or ()))
     stem = start.stem or stem_for(side)
     model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem, layers=settings.layers)
-    model = replace(model, scales=useful_scales(model.scales, side, stem))
+    model = replace(model, scales=useful_scales(model.scales, side, stem), zoom=zoom_of(settings))
     if settings.unsure:
         model = replace(model, taught=(1.0,), surest=True)
     if stored and settings.threads != stored["train"].get("threads"):
@@ -107,7 +111,23 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
         f"views {', '.join(map(factor_text, model.scales))}{_layers_text(settings.layers)}, batch "
         f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
     )
+    if model.zoom is not None:
+        width, height = prepared.sides
+        why = f"median {width}x{height} px" if config.zoom_mode == "auto" else "as asked"
+        say(
+            f"zoom: on ({why}): a glance of {settings.imgsz} px, and the best {model.zoom.tiles} of "
+            f"{model.zoom.candidates} tiles of {model.zoom.tile_px} px; --zoom off looks at the whole only"
+        )
     return session
+
+
+def zoom_of(settings: TrainConfig) -> ZoomConfig | None:
+    """What is asked of a network that zooms."""
+    if settings.zoom_mode != "on":
+        return None
+    assert settings.tiles is not None and settings.tile_px is not None
+    candidates = max(CANDIDATES, CANDIDATES_PER_TILE * settings.tiles)
+    return ZoomConfig(tiles=settings.tiles, candidates=candidates, tile_px=settings.tile_px)
 
 
 def _layers_text(layers: tuple[Layer, ...] | None) -> str:
@@ -148,10 +168,10 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     """
     was = stored["train"]
     # The number of threads decides in which order sums are made, and with that the last bits of a result.
-    open_ = [
-        key for key in ("model", "imgsz", "scales", "batch", "epochs", "lr", "threads") if getattr(config, key) is None
-    ]
-    fitted = {key: was.get(key) for key in open_}
+    keys = ("model", "imgsz", "scales", "tiles", "tile_px", "batch", "epochs", "lr", "threads")
+    fitted = {key: was.get(key) for key in keys if getattr(config, key) is None}
+    if config.zoom_mode == "auto":
+        fitted["zoom_mode"] = was.get("zoom_mode", "off")  # runs from before there was zoom
     try:
         fitted |= {"scales": tuple(fitted["scales"])} if fitted.get("scales") else {}
         config = replace(config, **fitted, workers=default_workers(config.workers))

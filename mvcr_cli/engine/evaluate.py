@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import EvalConfig
+from mvcr_cli.config import EvalConfig, Look
 from mvcr_cli.data.folder import Sample, find_evaluation, relabel, scan
-from mvcr_cli.data.loader import PixelCache, evaluation_batches
+from mvcr_cli.data.loader import Input, PixelCache, ZoomInput, evaluation_batches
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.data.tiles import TileReader
 from mvcr_cli.engine import (
     Say,
     Stop,
@@ -42,8 +44,10 @@ from mvcr_cli.engine.metrics import (
     wilson,
 )
 from mvcr_cli.engine.rundir import RunDirectory
-from mvcr_cli.errors import ConfigMismatch, DataError
+from mvcr_cli.engine.zoom_step import look
+from mvcr_cli.errors import ConfigMismatch, DataError, UsageError
 from mvcr_cli.models import Network
+from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import EvalReport, ImageResult, Problem
 
@@ -65,14 +69,16 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
     samples, missing, problems = evaluation_set(config, weights, checkpoint)
     device = pick_device(config.device)
     network = checkpoint.network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.look = config.views
-    cache = PixelCache(0)
-    batches = evaluation_batches(samples, checkpoint.preprocess, config.batch, default_workers(config.workers), cache)
+    look_through(network, config.views)
+    cache, zoom = PixelCache(0), tile_reader(network, checkpoint.preprocess, 0)
+    batches = evaluation_batches(
+        samples, checkpoint.preprocess, config.batch, default_workers(config.workers), cache, zoom=zoom
+    )
     kept, probabilities = infer(
         network, track(batches, total=-(-len(samples) // config.batch), label="evaluating"), device,
         pick_precision(config.precision, device),
     )  # fmt: skip
-    problems += cache.problems.values()
+    problems += (cache if zoom is None else zoom).problems.values()
     if not kept:
         raise DataError("none of the pictures can be read", "look at them with an image viewer")
     report = summarise(
@@ -127,7 +133,26 @@ def validation_split(folder: Path, classes: tuple[str, ...]) -> tuple[Sample, ..
         ) from error
 
 
-def infer(network: Network, batches: Iterable[tuple[list[Sample], Tensor]], device: torch.device, dtype: torch.dtype,
+def look_through(network: Network, views: Look) -> None:
+    """Choose how a network looks at pictures.
+
+    Raises: UsageError when it cannot look so.
+    """
+    if views == "auto" and isinstance(network, ZoomResNet):
+        raise UsageError("--views auto: a network that zooms always looks at its tiles", "choose --views all or 1")
+    network.look = views
+
+
+def tile_reader(network: Network, preprocess: Preprocess, megabytes: int) -> TileReader | None:
+    """What reads pictures for a network that zooms; None for any other."""
+    if not isinstance(network, ZoomResNet):
+        return None
+    reader = TileReader(network.zoom, preprocess, megabytes)
+    reader.search_with(network.learned_proposal())
+    return reader
+
+
+def infer(network: Network, batches: Iterable[tuple[list[Sample], Input]], device: torch.device, dtype: torch.dtype,
           stop: Stop = never) -> tuple[list[Sample], Probabilities]:  # fmt: skip
     """Probabilities of every picture. Shape: (N, K), float64, rows sum to 1. Cut short once `stop` says so."""
     kept: list[Sample] = []
@@ -142,12 +167,16 @@ def infer(network: Network, batches: Iterable[tuple[list[Sample], Tensor]], devi
 
 
 @torch.inference_mode()
-def probabilities_of(network: Network, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Shape: (N, 3, S, S) -> (N, K), float64 on the CPU."""
-    x = x.to(device).contiguous(memory_format=torch.channels_last)
+def probabilities_of(network: Network, x: Input, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Shape: (N, 3, S, S), with tiles where the network zooms -> (N, K), float64 on the CPU."""
+    glance = x.x if isinstance(x, ZoomInput) else x
+    glance = glance.to(device).contiguous(memory_format=torch.channels_last)
     with autocast(device, dtype):
-        logits = network(x)
-    return logits.float().cpu().double().softmax(-1)  # type: ignore[no-any-return]
+        if isinstance(x, ZoomInput) and isinstance(network, ZoomResNet):
+            logits = look(network, glance, x.tiles.to(device), x.preprocess).verdict.logits
+        else:
+            logits = network(glance)
+    return logits.float().cpu().double().softmax(-1)
 
 
 def summarise(*, run: str, data: str, labels: NDArray[np.int64], probabilities: Probabilities,

@@ -12,7 +12,9 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ from mvcr_cli.data.preprocess import PreprocessGraph
 from mvcr_cli.engine import Say, Track, find_run, run_directory, say_nothing, silent
 from mvcr_cli.engine.evaluate import probabilities_of, validation_split
 from mvcr_cli.engine.onnx_predictor import OnnxPredictor, require_onnx
-from mvcr_cli.errors import BadImage, CannotCreate, CheckFailed, ConfigMismatch
+from mvcr_cli.errors import BadImage, CannotCreate, CheckFailed, ConfigMismatch, UsageError
 from mvcr_cli.models import Network
 from mvcr_cli.paths import display_name, to_json, write_whole
 from mvcr_cli.records import ExportReport
@@ -83,7 +85,11 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
         raise CannotCreate(f"there is no folder {display_name(target.parent)}", "make it, or choose another --out")
     checkpoint = Checkpoint.load(weights)
     if config.views == "1":
+        if checkpoint.config.zoom is not None:
+            raise UsageError("--views 1: the tiles of a network that zooms are no view", "leave --views out")
         checkpoint = first_view(checkpoint)
+    if checkpoint.config.zoom is not None and config.format != "safetensors":
+        return _export_zoom(config, checkpoint, folder, weights, target, track)
     raw, runner = _FORMATS[config.format](checkpoint)
     pictures = list(track(_pictures(folder, checkpoint, config.images), total=None, label="checking"))
     agreement, difference = compare(checkpoint, runner, pictures)
@@ -98,12 +104,7 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
         max_probability_difference=difference,
         tolerance=config.tolerance,
     )
-    if agreement < 1 or difference > config.tolerance:
-        raise CheckFailed(
-            f"the exported {config.format} does not do what the run does: top-1 agreement {agreement:.2%}, largest "
-            f"difference of a probability {difference:.2g} (allowed {config.tolerance:.0e}); no file was written",
-            "report this with the run's config.json, or allow more with --tolerance",
-        )
+    _refuse_disagreement(report)
     write_whole(target, raw)
     return report
 
@@ -117,6 +118,57 @@ def first_view(checkpoint: Checkpoint) -> Checkpoint:
         if ".scales." not in name and not name.startswith("fusion.")
     }
     return replace(checkpoint, config=config, tensors=tensors)
+
+
+def _export_zoom(config: ExportConfig, checkpoint: Checkpoint, folder: Path | None, weights: Path, target: Path,
+                 track: Track) -> ExportReport:  # fmt: skip
+    """The three ONNX files of a zooming network, when together they do what the run does."""
+    from mvcr_cli.engine.export_zoom import OnnxZoomPredictor, compare_files, part_path, zoom_files
+    from mvcr_cli.engine.predict import TorchPredictor
+
+    if config.format != "onnx":
+        raise UsageError(
+            f"--format {config.format} holds one graph, and a network that zooms needs several", "export it as onnx"
+        )
+    require_onnx()
+    network = checkpoint.network()
+    facts = {"classes": checkpoint.classes, "preprocess": checkpoint.preprocess.to_dict(),
+             "model": checkpoint.config.to_dict(), "lessons": int(getattr(network, "lessons", 0))}  # fmt: skip
+    files = zoom_files(checkpoint, partial(_traced, facts=facts, checkpoint=checkpoint))
+    paths = {part_path(target, part): raw for part, raw in files.items()}
+    if not config.overwrite and (there := next((path for path in paths if path.exists()), None)):
+        raise CannotCreate(f"{display_name(there)} exists", "replace it with --overwrite, or choose another --out")
+    samples = _checked_samples(folder, checkpoint, config.images)
+    theirs = OnnxZoomPredictor.from_files(files, "the exported files")
+    own = TorchPredictor(checkpoint, "cpu")
+    agreement, difference, sizes = compare_files(
+        own, theirs, list(track(samples, total=len(samples), label="checking"))
+    )
+    report = ExportReport(
+        run=str(folder or weights),
+        file=str(target),
+        format=config.format,
+        megabytes=sum(map(len, files.values())) / 1e6,
+        images=len(sizes),
+        sizes=tuple(sorted({f"{width}x{height}" for width, height in sizes})[:20]),
+        top1_agreement=agreement,
+        max_probability_difference=difference,
+        tolerance=config.tolerance,
+    )
+    _refuse_disagreement(report)
+    for path, raw in sorted(paths.items(), reverse=True):  # the file that names the run comes last
+        write_whole(path, raw)
+    return report
+
+
+def _refuse_disagreement(report: ExportReport) -> None:
+    agreement, difference = report.top1_agreement, report.max_probability_difference
+    if agreement < 1 or difference > report.tolerance:
+        raise CheckFailed(
+            f"the exported {report.format} does not do what the run does: top-1 agreement {agreement:.2%}, largest "
+            f"difference of a probability {difference:.2g} (allowed {report.tolerance:.0e}); no file was written",
+            "report this with the run's config.json, or allow more with --tolerance",
+        )
 
 
 def compare(checkpoint: Checkpoint, runner: Runner, pictures: Sequence[Image.Image]) -> tuple[float, float]:
@@ -133,16 +185,8 @@ def compare(checkpoint: Checkpoint, runner: Runner, pictures: Sequence[Image.Ima
 
 def _pictures(folder: Path | None, checkpoint: Checkpoint, limit: int) -> Iterator[Image.Image]:
     """Real validation pictures, each as it is or, by turns, resized to an odd size."""
-    samples: tuple[Sample, ...] = ()
-    if folder is not None:
-        samples = validation_split(folder, checkpoint.classes)
-    if not samples:
-        raise ConfigMismatch(
-            "the weights stand alone: there are no validation pictures to check an export on",
-            "name the run folder: --run runs/NAME",
-        )
     found = 0
-    for number, sample in enumerate(samples[:: max(1, len(samples) // limit)][:limit]):
+    for number, sample in enumerate(_checked_samples(folder, checkpoint, limit)):
         try:
             image = load_picture(sample.path, 2 * checkpoint.preprocess.size).image
         except BadImage:
@@ -153,9 +197,31 @@ def _pictures(folder: Path | None, checkpoint: Checkpoint, limit: int) -> Iterat
         raise ConfigMismatch("none of the run's validation pictures can be read", "put them back where they were")
 
 
+def _checked_samples(folder: Path | None, checkpoint: Checkpoint, limit: int) -> tuple[Sample, ...]:
+    """Up to `limit` validation pictures, spread over all of them."""
+    samples: tuple[Sample, ...] = ()
+    if folder is not None:
+        samples = validation_split(folder, checkpoint.classes)
+    if not samples:
+        raise ConfigMismatch(
+            "the weights stand alone: there are no validation pictures to check an export on",
+            "name the run folder: --run runs/NAME",
+        )
+    return samples[:: max(1, len(samples) // limit)][:limit]
+
+
 def onnx_bytes(checkpoint: Checkpoint) -> bytes:
     """The ONNX file of a checkpoint; class names, preprocessing and model in its metadata."""
     require_onnx()
+    example = (torch.randint(0, 256, (2, 61, 47, 3), dtype=torch.uint8),)
+    axes = {"images": {0: "N", 1: "H", 2: "W"}, "probabilities": {0: "N"}}
+    facts = {"classes": checkpoint.classes, "preprocess": checkpoint.preprocess.to_dict()}
+    return _traced(ExportGraph(checkpoint), example, ["images"], ["probabilities"], axes, facts, checkpoint)
+
+
+def _traced(graph: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str],
+            axes: dict[str, dict[int, str]], facts: dict[str, Any], checkpoint: Checkpoint) -> bytes:  # fmt: skip
+    """One graph as an ONNX file that tells what it is."""
     import onnx
 
     buffer = io.BytesIO()
@@ -163,21 +229,17 @@ def onnx_bytes(checkpoint: Checkpoint) -> bytes:
         # The TorchScript exporter needs no further package and keeps dynamic sizes exact; torch calls it deprecated.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            ExportGraph(checkpoint).eval(),
-            (torch.randint(0, 256, (2, 61, 47, 3), dtype=torch.uint8),),
+            graph.eval(),
+            example,
             buffer,  # type: ignore[arg-type]  # a buffer is taken as well as a path
             dynamo=False,
             opset_version=OPSET,
-            input_names=["images"],
-            output_names=["probabilities"],
-            dynamic_axes={"images": {0: "N", 1: "H", 2: "W"}, "probabilities": {0: "N"}},
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes=axes,
         )
     model = onnx.load_from_string(buffer.getvalue())
-    facts = {
-        "mvcr": to_json({"classes": checkpoint.classes, "preprocess": checkpoint.preprocess.to_dict()}),
-        "model": to_json(checkpoint.config.to_dict()),
-    }
-    onnx.helper.set_model_props(model, facts)
+    onnx.helper.set_model_props(model, {"mvcr": to_json(facts), "model": to_json(checkpoint.config.to_dict())})
     onnx.checker.check_model(model)
     raw: bytes = model.SerializeToString()
     return raw

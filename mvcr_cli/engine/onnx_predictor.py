@@ -16,15 +16,16 @@ import threading
 import weakref
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mvcr_cli import onnx_worker
 from mvcr_cli.checkpoint import check_classes, read_bytes
+from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.errors import CheckpointError, ConfigMismatch, UsageError
 from mvcr_cli.paths import display_name
 
@@ -33,6 +34,9 @@ _ENVIRONMENT = frozenset(
     {"PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
 )
 
+if TYPE_CHECKING:
+    from mvcr_cli.engine.predict import Predictor
+
 
 def require_onnx() -> None:
     """Raises: ConfigMismatch with the command that installs what is missing."""
@@ -40,50 +44,78 @@ def require_onnx() -> None:
         raise ConfigMismatch("ONNX needs two more packages", 'pip install "mvcr[onnx]"')
 
 
+def open_exported(path: Path) -> Predictor:
+    """The predictor of an exported file, and of those beside it when it zooms."""
+    require_onnx()
+    raw, shown = read_bytes(path), display_name(path.name)
+    graph = Worker(raw, shown)
+    if not isinstance(graph.facts, dict) or "lessons" not in graph.facts:
+        return OnnxPredictor(graph)
+    from mvcr_cli.engine.export_zoom import OnnxZoomPredictor
+
+    return OnnxZoomPredictor.beside(path, graph)
+
+
+def exported_classes(graph: Worker) -> tuple[str, ...]:
+    """Raises: CheckpointError when the names are no names."""
+    names = graph.facts.get("classes")
+    return check_classes(names, len(names) if isinstance(names, list) else 0, graph.shown)
+
+
 class OnnxPredictor:
     """An exported file; input (N, H, W, 3) uint8, one size a call."""
 
-    def __init__(self, path: Path) -> None:
-        self._open(read_bytes(path), display_name(path.name))
+    def __init__(self, graph: Worker) -> None:
+        self._graph = graph
+        try:
+            self.size = Preprocess.from_dict(graph.facts["preprocess"]).size
+            self.classes = exported_classes(graph)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, UsageError) as error:
+            raise CheckpointError(
+                f"{graph.shown} was not exported by mvcr", "export a run with: mvcr export"
+            ) from error
 
     @classmethod
     def from_bytes(cls, raw: bytes, shown: str) -> OnnxPredictor:
-        predictor = cls.__new__(cls)
-        predictor._open(raw, shown)
-        return predictor
-
-    def _open(self, raw: bytes, shown: str) -> None:
         require_onnx()
-        self._worker = Worker(shown)
-        facts = self._worker.ask(raw)
-        try:
-            described = json.loads(facts)
-            preprocess = Preprocess.from_dict(described["preprocess"])
-            names = described["classes"]
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, UsageError) as error:
-            raise CheckpointError(f"{shown} was not exported by mvcr", "export a run with: mvcr export") from error
-        self.classes = check_classes(names, len(names) if isinstance(names, list) else 0, shown)
-        self.size = preprocess.size
+        return cls(Worker(raw, shown))
 
-    def read(self, image: Image.Image) -> NDArray[np.generic]:
-        return np.array(image, dtype=np.uint8)
+    def read(self, path: str) -> Ready:
+        picture = load_picture(path, 2 * self.size)
+        return Ready(path, picture.width, picture.height, np.array(picture.image, dtype=np.uint8))
+
+    def judge(self, group: list[Ready]) -> list[Verdict]:
+        return [Verdict(row) for row in self.probabilities([ready.input for ready in group])]
 
     def probabilities(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float64]:
         return np.stack([self._one(pixels) for pixels in inputs])
 
     def _one(self, pixels: NDArray[np.generic]) -> NDArray[np.float64]:
-        answer = self._worker.ask(json.dumps(pixels.shape).encode(), np.ascontiguousarray(pixels).data.cast("B"))
-        row = np.frombuffer(answer, np.float64) if len(answer) == 8 * len(self.classes) else np.array([np.nan])
-        if not np.isfinite(row).all():
-            raise CheckpointError(f"{self._worker.shown} does not give one number a class")
-        return row
+        (rows,) = self._graph.run(1, images=pixels[None])
+        return as_probabilities(rows, len(self.classes), self._graph.shown)
+
+
+def as_probabilities(rows: NDArray[np.generic], classes: int, shown: str) -> NDArray[np.float64]:
+    """The one row of an answer. Shape: (1, K) -> (K,).
+
+    Raises: CheckpointError.
+    """
+    if rows.shape != (1, classes) or not np.isfinite(rows).all():
+        raise CheckpointError(f"{shown} does not give one number a class")
+    row: NDArray[np.float64] = rows[0].astype(np.float64)
+    return row
 
 
 class Worker:
-    """The process that runs one file; it ends with this object, or with this process."""
+    """The process that runs one file; it ends with this object, or with this process.
 
-    def __init__(self, shown: str) -> None:
-        self.shown = shown
+    Attributes: `facts`, the metadata that the file was exported with.
+
+    Raises: CheckpointError when the file is refused.
+    """
+
+    def __init__(self, raw: bytes, shown: str) -> None:
+        self.shown, self._lock = shown, threading.Lock()  # reader threads may ask for the learned proposal
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         # The same packages as here, and never the current folder.
         environment["PYTHONPATH"] = os.pathsep.join(folder for folder in sys.path if os.path.isabs(folder))
@@ -93,12 +125,27 @@ class Worker:
             start_new_session=True,  # Ctrl-C is for this process, which then ends that one
         )  # fmt: skip
         self._ended = weakref.finalize(self, _end, self._process)
+        self.facts: Any = json.loads(self._ask(raw))
 
-    def ask(self, *messages: bytes | memoryview) -> bytes:
-        """The answer to one request.
+    def run(self, count: int, **inputs: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+        """The first `count` outputs for some inputs by name.
 
-        Raises: CheckpointError when the file is refused, takes too long, or takes its process down.
+        Raises: CheckpointError when the file fails, takes too long, takes its process down, or gives something else.
         """
+        arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        described = {name: [array.dtype.name, array.shape] for name, array in arrays.items()}
+        with self._lock:
+            answer = self._ask(json.dumps(described).encode(), *(array.data.cast("B") for array in arrays.values()))
+        try:
+            outputs = onnx_worker.unpack(answer)[:count]
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            outputs = []
+        if len(outputs) < count:
+            raise CheckpointError(f"{self.shown} does not give what an exported file gives")
+        return outputs
+
+    def _ask(self, *messages: bytes | memoryview) -> bytes:
+        """The answer to one request."""
         late, process = threading.Event(), self._process
 
         def stop() -> None:  # does not know this object, whose end is the end of the process

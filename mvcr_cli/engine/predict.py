@@ -5,22 +5,22 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
 from mvcr_cli import weights
 from mvcr_cli.checkpoint import Checkpoint, load_bare
-from mvcr_cli.config import PredictConfig
+from mvcr_cli.config import Device, Look, PredictConfig
 from mvcr_cli.data.folder import iter_images
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.loader import ordered
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.data.tiles import open_picture, stack_tiles
 from mvcr_cli.engine import (
     EXPORT_SUFFIXES,
     RUNS,
@@ -33,23 +33,18 @@ from mvcr_cli.engine import (
     say_nothing,
     silent,
 )
-from mvcr_cli.engine.evaluate import probabilities_of
-from mvcr_cli.errors import BadImage, ConfigMismatch, InputMissing, MvcrError, NotPermitted, Unavailable
+from mvcr_cli.engine.evaluate import look_through, probabilities_of, tile_reader
+from mvcr_cli.engine.explain import activation_maps, draw_tiles, draw_views, make_folder, save
+from mvcr_cli.engine.verdict import Ready, Verdict
+from mvcr_cli.engine.zoom_step import Glimpse, look
+from mvcr_cli.errors import BadImage, ConfigMismatch, InputMissing, MvcrError, NotPermitted, Unavailable, UsageError
 from mvcr_cli.models import build, config_for, load_trunk
+from mvcr_cli.models.mvcr import MultiScaleResNet
+from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name
-from mvcr_cli.records import Label, Prediction, Problem
+from mvcr_cli.records import Label, Prediction, Problem, Tile
 
 IMAGENET_MODEL = "mvcr18"
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """One picture read and preprocessed; width and height of the original in pixels."""
-
-    path: str
-    width: int
-    height: int
-    input: NDArray[np.generic]
 
 
 class Predictor(Protocol):
@@ -62,11 +57,10 @@ class Predictor(Protocol):
     def size(self) -> int:
         """Side in pixels of the network's input."""
 
-    def read(self, image: Image.Image) -> NDArray[np.generic]:
-        """What `probabilities` takes, for one upright RGB picture; called in a reader thread."""
+    def read(self, path: str) -> Ready:
+        """One picture, ready for `judge`; called in a reader thread. Raises: BadImage."""
 
-    def probabilities(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float64]:
-        """Shape: N inputs -> (N, K), rows sum to 1."""
+    def judge(self, group: list[Ready]) -> list[Verdict]: ...
 
 
 def predict(config: PredictConfig, *, stdin: Iterable[bytes] = (), track: Track = silent,
@@ -81,6 +75,8 @@ def predict(config: PredictConfig, *, stdin: Iterable[bytes] = (), track: Track 
     Raises: InputMissing when there is no model; CheckpointError when it cannot be used.
     """
     predictor = open_predictor(config, say)
+    if config.explain is not None:
+        make_folder(config.explain)
     piped = "-" in config.inputs
     batch = 1 if piped else config.batch
     workers = max(1, default_workers(config.workers))
@@ -90,15 +86,15 @@ def predict(config: PredictConfig, *, stdin: Iterable[bytes] = (), track: Track 
     first = True  # the first picture goes alone, so that a reader sees a record at once
     for _, item in read:
         if isinstance(item, Problem):
-            yield from _judge(group, predictor, config.topk)
+            yield from _judge(group, predictor, config.topk, config.explain)
             group = []
             yield item
             continue
         group.append(item)
         if first or len(group) == batch:
-            yield from _judge(group, predictor, config.topk)
+            yield from _judge(group, predictor, config.topk, config.explain)
             group, first = [], False
-    yield from _judge(group, predictor, config.topk)
+    yield from _judge(group, predictor, config.topk, config.explain)
 
 
 def expand(inputs: Iterable[str], stdin: Iterable[bytes]) -> Iterator[str | Problem]:
@@ -142,16 +138,16 @@ def _read(entry: str | Problem, predictor: Predictor) -> Ready | Problem:
     if isinstance(entry, Problem):
         return entry
     try:
-        picture = load_picture(entry, 2 * predictor.size)
+        return predictor.read(entry)
     except BadImage as bad:
         return Problem(path=entry, code=bad.code, detail=bad.detail)
-    return Ready(entry, picture.width, picture.height, predictor.read(picture.image))
 
 
-def _judge(group: list[Ready], predictor: Predictor, topk: int) -> Iterator[Prediction]:
+def _judge(group: list[Ready], predictor: Predictor, topk: int, folder: Path | None) -> Iterator[Prediction]:
     if not group:
         return
-    for ready, row in zip(group, predictor.probabilities([ready.input for ready in group]), strict=True):
+    for ready, verdict in zip(group, predictor.judge(group), strict=True):
+        row = verdict.probabilities
         best = np.argsort(-row, kind="stable")[:topk]
         labels = tuple(Label(label=predictor.classes[index], probability=float(row[index])) for index in best)
         yield Prediction(
@@ -161,26 +157,90 @@ def _judge(group: list[Ready], predictor: Predictor, topk: int) -> Iterator[Pred
             topk=labels,
             width=ready.width,
             height=ready.height,
+            tiles=verdict.tiles,
+            explanation=None if folder is None or verdict.image is None else save(verdict.image, folder, ready.path),
         )
 
 
 class TorchPredictor:
-    """A checkpoint's network in PyTorch."""
+    """A checkpoint's network in PyTorch.
 
-    def __init__(self, checkpoint: Checkpoint, config: PredictConfig) -> None:
+    Args:
+        explains: give every verdict a picture of what decided.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: Device, views: Look = "all", *, explains: bool = False) -> None:
         self.classes = checkpoint.classes
         self.size = checkpoint.preprocess.size
         self._preprocess = checkpoint.preprocess
-        self._device = pick_device(config.device)
+        self._device = pick_device(device)
         self._network = checkpoint.network().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._network.look = config.views
+        look_through(self._network, views)
+        self._reader = tile_reader(self._network, self._preprocess, 0)
+        self._explains = explains
 
-    def read(self, image: Image.Image) -> NDArray[np.generic]:
-        return self._preprocess.tensor(image).numpy()
+    def read(self, path: str) -> Ready:
+        if self._reader is not None:
+            with open_picture(path) as picture:
+                image, candidates = self._reader.look(picture)
+                width, height = picture.size
+        else:
+            found = load_picture(path, 2 * self.size)
+            image, width, height, candidates = found.image, found.width, found.height, None
+        x = self._preprocess.tensor(image).numpy()
+        return Ready(path, width, height, x, candidates, image if self._explains else None)
 
-    def probabilities(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float64]:
-        x = torch.from_numpy(np.stack(inputs))
-        return probabilities_of(self._network, x, self._device, torch.float32).numpy()
+    @torch.inference_mode()
+    def judge(self, group: list[Ready]) -> list[Verdict]:
+        x = torch.from_numpy(np.stack([ready.input for ready in group]))
+        if isinstance(self._network, ZoomResNet):
+            return self._judge_tiles(self._network, x, group)
+        rows = probabilities_of(self._network, x, self._device, torch.float32).numpy()
+        if not self._explains or not isinstance(self._network, MultiScaleResNet):
+            return [Verdict(row) for row in rows]
+        maps = activation_maps(self._network, x.to(self._device), rows.argmax(1))
+        return [
+            Verdict(row, (), draw_views(ready.image, views, self._preprocess))
+            for ready, row, views in zip(group, rows, maps, strict=True)
+            if ready.image is not None
+        ]
+
+    def _judge_tiles(self, network: ZoomResNet, x: Tensor, group: list[Ready]) -> list[Verdict]:
+        candidates = stack_tiles([ready.tiles for ready in group if ready.tiles is not None]).to(self._device)
+        found = look(network, x.to(self._device), candidates, self._preprocess)
+        rows = found.verdict.logits.float().cpu().double().softmax(-1).numpy()
+        tiles = [self._tiles(network, found, number, ready) for number, ready in enumerate(group)]
+        return [
+            Verdict(row, of, None if ready.image is None else draw_tiles(ready.image, of, (ready.width, ready.height)))
+            for ready, row, of in zip(group, rows, tiles, strict=True)
+        ]
+
+    def _tiles(self, network: ZoomResNet, found: Glimpse, number: int, ready: Ready) -> tuple[Tile, ...]:
+        """The tiles that one picture's verdict rests on, the weightiest first."""
+        own = network.fc(found.verdict.features[number]).float().softmax(-1)
+        chosen, weights = found.chosen[number].cpu().numpy(), found.verdict.weights[number].cpu().numpy()
+        return tile_records(ready, chosen, weights, own.cpu().numpy(), self.classes)
+
+
+def tile_records(ready: Ready, chosen: NDArray[np.int64], weights: NDArray[np.float32], own: NDArray[np.float32],
+                 classes: tuple[str, ...]) -> tuple[Tile, ...]:  # fmt: skip
+    """The tiles that a verdict rests on, the weightiest first.
+
+    Args:
+        chosen: which candidates they are, (T,).
+        own: the verdict of each alone, (T, K).
+    """
+    assert ready.tiles is not None
+    boxes = ready.tiles.boxes[chosen].clip(0, np.array([ready.width, ready.height, ready.width, ready.height]))
+    return tuple(
+        Tile(
+            box=tuple(boxes[index].tolist()),
+            weight=float(weights[index]),
+            label=classes[int(own[index].argmax())],
+            probability=float(own[index].max()),
+        )
+        for index in np.argsort(-weights, kind="stable").tolist()
+    )
 
 
 def open_predictor(config: PredictConfig, say: Say) -> Predictor:
@@ -189,20 +249,28 @@ def open_predictor(config: PredictConfig, say: Say) -> Predictor:
     Raises: InputMissing with the commands that help.
     """
     if config.run is None and not any(RUNS.glob("*/summary.json")):
-        return TorchPredictor(_imagenet(config, say), config)
+        return _predictor(_imagenet(config, say), config)
     path = find_run(config.run)
     if config.run is None:
         say(f"run: {display_name(run_directory(path) or path)}")
     if path.suffix in EXPORT_SUFFIXES:
-        from mvcr_cli.engine.onnx_predictor import OnnxPredictor
+        from mvcr_cli.engine.onnx_predictor import open_exported
 
         if config.views != "all":
             raise ConfigMismatch(
                 f"{display_name(path)} looks through all its views: they are part of an exported file",
                 "leave --views out, or name the run",
             )
-        return OnnxPredictor(path)
-    return TorchPredictor(Checkpoint.load(path), config)
+        if config.explain is not None:
+            raise UsageError(
+                "--explain needs a run or its weights, not an exported file", "name the run: --run runs/NAME"
+            )
+        return open_exported(path)
+    return _predictor(Checkpoint.load(path), config)
+
+
+def _predictor(checkpoint: Checkpoint, config: PredictConfig) -> TorchPredictor:
+    return TorchPredictor(checkpoint, config.device, config.views, explains=config.explain is not None)
 
 
 def _imagenet(config: PredictConfig, say: Say) -> Checkpoint:

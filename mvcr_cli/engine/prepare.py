@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mvcr_cli.config import Stem, TrainConfig
+from mvcr_cli.config import MEBIBYTE, Stem, TrainConfig, ZoomMode
 from mvcr_cli.data.folder import (
     Sample,
     check_trainable,
@@ -24,7 +24,7 @@ from mvcr_cli.data.folder import (
 from mvcr_cli.data.images import read_size
 from mvcr_cli.engine import RUNS, Say, Track, available_cores, default_workers, silent
 from mvcr_cli.engine.findings import HARMLESS, NOT_LOOKED, Look, describe, look_at
-from mvcr_cli.errors import BadImage, CannotCreate, DataError
+from mvcr_cli.errors import BadImage, CannotCreate, DataError, UsageError
 from mvcr_cli.models import config_for, useful_scales
 from mvcr_cli.models.mvcr import trunk_side
 from mvcr_cli.paths import display_name
@@ -34,6 +34,10 @@ PROBED_PICTURES = 500
 SMALL_STEM_BELOW = 96
 FINE_STEM_BELOW = 48
 WIDE_SPREAD = 4.0  # of picture sizes: two octaves
+ZOOM_FROM = (
+    1024  # pixels of the median longer side from which "auto" zooms, if that is also four times the trunk's size
+)
+TILES = 16
 BYTES_PER_PIXEL = 600  # activations and gradients of an 18-layer trunk in float32, per input pixel
 
 
@@ -132,13 +136,19 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
     model = default_model(config, pretrained)
     imgsz = config.imgsz or _fit_imgsz(max(prepared.sides), device, pretrained)
     side = trunk_side(imgsz, "detail" in (config.layers or ()))
-    batch = config.batch or _fit_batch(count, imgsz, device)
+    zoom = zoom_mode(config, model, max(prepared.sides), imgsz)
+    tiles, tile_px = (config.tiles or TILES, config.tile_px or fit_tile(imgsz)) if zoom == "on" else (None, None)
+    pixels = imgsz * imgsz + (tiles or 0) * (tile_px or 0) ** 2
+    batch = config.batch or _fit_batch(count, pixels, device, config.memory_mb if zoom == "on" else None)
     epochs = config.epochs if config.seconds is not None else config.epochs or _fit_epochs(count, pretrained)
     return replace(
         config,
         model=model,
         imgsz=imgsz,
         scales=config.scales or _fit_scales(model, prepared.spread, side),
+        zoom_mode=zoom,
+        tiles=tiles,
+        tile_px=tile_px,
         batch=min(batch, count),
         epochs=epochs,
         lr=config.lr or (3e-4 if pretrained else 3e-3) * math.sqrt(min(batch, count) * config.accumulate / 64),
@@ -149,6 +159,30 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
 
 def default_model(config: TrainConfig, pretrained: bool) -> str:
     return config.model or ("mvcr18" if pretrained else "mvcr14n")
+
+
+def zoom_mode(config: TrainConfig, model: str, longest: int, imgsz: int) -> ZoomMode:
+    """Whether a run zooms; "auto" decides by the median longer side of the pictures.
+
+    Raises: UsageError when zooming is asked of a network or a recipe that cannot.
+    """
+    hindrances = {
+        "--mixup and --cutmix": config.augment.mixup > 0 or config.augment.cutmix > 0,
+        "--unsure": config.unsure > 0,
+    }
+    hindered = [option for option, there in hindrances.items() if there]
+    if config.zoom_mode == "auto":
+        return "on" if longest >= max(ZOOM_FROM, 4 * imgsz) and model != "cnn" and not hindered else "off"
+    if config.zoom_mode == "on" and model == "cnn":
+        raise UsageError("--zoom on: the model cnn looks at whole pictures only", "choose another --model")
+    if config.zoom_mode == "on" and hindered:
+        raise UsageError(f"--zoom on does not go with {hindered[0]}", f"leave out {hindered[0]}")
+    return config.zoom_mode
+
+
+def fit_tile(imgsz: int) -> int:
+    """Half of the glance, as a multiple of 16."""
+    return max(32, imgsz // 32 * 16)
 
 
 def _fit_scales(model: str, spread: float, side: int) -> tuple[float, ...]:
@@ -174,10 +208,18 @@ def _fit_imgsz(longest: int, device: torch.device, pretrained: bool) -> int:
     return max(32, min(largest, 16 * math.ceil(longest / 16)))
 
 
-def _fit_batch(count: int, imgsz: int, device: torch.device) -> int:
-    """Enough steps an epoch for few pictures, full cores for many, and a quarter of the free memory at most."""
+def _fit_batch(count: int, pixels: int, device: torch.device, memory_mb: int | None) -> int:
+    """Enough steps an epoch for few pictures, full cores for many, and a quarter of the free memory at most.
+
+    Args:
+        pixels: that the trunk sees of one picture.
+        memory_mb: MiB, of which half may be used; None for no limit beside what is free.
+    """
     wanted = 16 if count < 500 else 32 if count < 4000 else 64 if device.type == "cpu" else 128
-    fits = int(_free_memory(device) / 4 / (BYTES_PER_PIXEL * imgsz * imgsz))
+    room = _free_memory(device) / 4
+    if memory_mb is not None:
+        room = min(room, memory_mb * MEBIBYTE / 2)
+    fits = int(room / (BYTES_PER_PIXEL * pixels))
     return max(2, min(wanted, fits))
 
 

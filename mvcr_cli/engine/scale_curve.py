@@ -102,7 +102,12 @@ class Subject:
         return cls(str(folder or weights), folder, checkpoint, samples)
 
     def check_canvas(self, factors: Sequence[float]) -> None:
-        """Raises: UsageError when the largest pictures would be larger than any input may be."""
+        """Raises: UsageError when the largest pictures would be larger than any input may be, or tiles are cut."""
+        if self.checkpoint.config.zoom is not None:
+            raise UsageError(
+                f"--scales: {display_name(self.run)} zooms, and its tiles have the pictures' own resolution",
+                "train with --zoom off to see a curve over scale",
+            )
         side = self.checkpoint.preprocess.canvas(max(factors))
         if side > LARGEST_CANVAS:
             size = self.checkpoint.preprocess.size

@@ -46,3 +46,14 @@ def _multiple(side: float, size: int) -> int:
 def ema_decay(step: int, decay: float) -> float:
     """Decay of the weight average: short memory at first, so that the random start is forgotten."""
     return min(decay, (1 + step) / (10 + step))
+
+
+def lessons(epoch: int) -> int:
+    """How often, before `epoch`, a zooming network's own proposal of tiles has been renewed: at epochs 2, 6, 18, 54, ...
+
+    Each time all pictures are searched anew, so the pauses grow.
+    """
+    count, at = 0, 2
+    while epoch >= at:
+        count, at = count + 1, 3 * at
+    return count

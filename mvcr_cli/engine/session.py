@@ -20,9 +20,11 @@ from mvcr_cli.engine import autocast
 from mvcr_cli.engine.loss import multi_scale_loss, soft_targets, unsure_loss
 from mvcr_cli.engine.optim import WeightAverage, laid_out_like, load_optimiser_state, optimiser_state, set_lr
 from mvcr_cli.engine.schedule import lr_factor
+from mvcr_cli.engine.zoom_step import zoom_loss
 from mvcr_cli.errors import DataError
 from mvcr_cli.models import Network
 from mvcr_cli.models.mvcr import MultiScaleResNet, frozen_norms
+from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name
 
 NONFINITE_CHECK_EVERY = 50  # on accelerators, where looking at the loss waits for the device
@@ -56,8 +58,12 @@ class Session:
         target = soft_targets(batch.labels.to(self.device), self.network.config.classes, config.label_smoothing)
         x, target = mix(x, target, config.augment, random.Random(stable_seed(config.seed, step, "mix")))
         with autocast(self.device, self.dtype):
-            fused, views = self.network.forward_views(x)
-            loss = multi_scale_loss(fused, views, target, self.weights, config.distill)
+            if isinstance(self.network, ZoomResNet) and batch.tiles is not None:
+                tiles = batch.tiles.to(self.device)
+                loss = zoom_loss(self.network, x, tiles, target, self.weights, config, self.preprocess, progress)
+            else:
+                fused, views = self.network.forward_views(x)
+                loss = multi_scale_loss(fused, views, target, self.weights, config.distill)
             if config.unsure:
                 loss = loss + config.unsure * self._foreign_loss(x, step)
         if self.device.type == "cpu" or step % NONFINITE_CHECK_EVERY == 0:

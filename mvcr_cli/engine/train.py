@@ -36,19 +36,21 @@ from mvcr_cli.engine import (
 )
 from mvcr_cli.engine.beginning import FREE_SETTINGS, begin, open_run, torch_settings_kept
 from mvcr_cli.engine.clock import Clock
-from mvcr_cli.engine.evaluate import infer, summarise
+from mvcr_cli.engine.evaluate import infer, summarise, tile_reader
 from mvcr_cli.engine.findings import record_findings
 from mvcr_cli.engine.prepare import Prepared, announce, check, prepare
 from mvcr_cli.engine.rundir import RunDirectory
-from mvcr_cli.engine.schedule import lr_factor, size_at, training_side
+from mvcr_cli.engine.schedule import lessons, lr_factor, size_at, training_side
 from mvcr_cli.engine.session import Session
 from mvcr_cli.errors import CannotCreate, CheckpointError, DataError, is_out_of_memory
+from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name, json_path, write_json
 from mvcr_cli.records import SCHEMA, CheckReport, EpochReport, EvalReport, PicturePair, Problem, TrainReport, record
 
 VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
 EVALUATION_PIXELS = {"cpu": 8 * 224 * 224}  # of a batch: on a CPU more than that leaves its caches, a tenth slower
-MOST_EVALUATED = 64  # pictures a batch
+MOST_EVALUATED = 64  # pictures a batch ...
+MOST_ZOOMED = 16  # ... and with their tiles
 
 
 def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
@@ -118,6 +120,7 @@ class Trainer:
     def __post_init__(self) -> None:
         assert self.config.batch is not None
         self.cache = PixelCache(self.config.cache_mb, self.trail)
+        self.zoom = tile_reader(self.session.network, self.session.preprocess, self.config.memory_mb // 4)
         self.side = self._largest_side()
         self.per_epoch = max(1, len(self.prepared.train) // self.config.batch)
         if self.config.epochs is not None and self.config.seconds is None:
@@ -137,6 +140,7 @@ class Trainer:
             raise CheckpointError(
                 f"the newest state of {display_name(self.run.path)} is not that of this network", "start a new run"
             ) from error
+        self._search()
         self.step, self.best, self.best_epoch = meta["step"], meta["best"], meta["best_epoch"]
         self.pending, self.clock.before = meta["pending"], meta["elapsed"]
         self.records = self.run.read_metrics(meta["records"])
@@ -158,7 +162,7 @@ class Trainer:
             if (signal := stop()) or self._out_of_patience():
                 self.stopped_by = signal or "patience"
                 return
-        batches = self._reader().batches(self._steps())
+        batches = self._batches()
         planned = None if self.clock.total_steps is None else self.clock.total_steps - self.step
         if self.clock.total_steps is not None and self.step >= self.clock.total_steps:
             batches = iter(())
@@ -195,10 +199,30 @@ class Trainer:
                            "nonfinite": True, "paths": paths})  # fmt: skip
             raise
 
+    def _batches(self) -> Iterator[tuple[Step, Batch | None]]:
+        """Steps and their batches. Reading in advance pauses where the network's own proposal of tiles changes."""
+        reader = self._reader()
+        if self.zoom is None:
+            yield from reader.batches(self._steps())
+            return
+        for due, steps in itertools.groupby(self._steps(), lambda step: lessons(step.epoch)):
+            network, average = self.session.network, self.session.average.network
+            assert isinstance(network, ZoomResNet) and isinstance(average, ZoomResNet)
+            if due > int(network.lessons):
+                for learner in (network, average):
+                    learner.teach_finder(average.scorer)
+                self._search()
+            yield from reader.batches(steps)
+
+    def _search(self) -> None:
+        """Propose tiles as the network now says."""
+        if self.zoom is not None and isinstance(self.session.network, ZoomResNet):
+            self.zoom.search_with(self.session.network.learned_proposal())
+
     def finish(self) -> TrainReport:
         """The end of the run; only a run that came to its end is marked as finished."""
         last = self.records[-1]["val_accuracy"] if self.records else 0.0
-        broken = {problem.path for problem in self.prepared.look.broken} | set(self.cache.problems)
+        broken = {problem.path for problem in (*self.prepared.look.broken, *self._problems())}
         report = TrainReport(
             run=str(self.run.path),
             best_accuracy=max(self.best, 0.0),
@@ -250,7 +274,14 @@ class Trainer:
         assert config.batch is not None
         base = decode_side(config.imgsz, config.augment)
         return TrainingReader(
-            self.cache, self.session.preprocess, config.augment, base, config.seed, config.workers, 3 * config.batch
+            self.cache,
+            self.session.preprocess,
+            config.augment,
+            base,
+            config.seed,
+            config.workers,
+            3 * config.batch,
+            self.zoom,
         )
 
     def _validate(self, stop: Stop, size: int | None = None, speed: float = 0.0) -> EpochReport | None:
@@ -281,8 +312,11 @@ class Trainer:
         session, began = self.session, time.monotonic()
         assert self.config.workers is not None
         pixels = EVALUATION_PIXELS.get(session.device.type)
-        batch = MOST_EVALUATED if pixels is None else min(MOST_EVALUATED, max(1, pixels // session.preprocess.size**2))
-        batches = evaluation_batches(self.prepared.val, session.preprocess, batch, self.config.workers, self.cache)
+        most = MOST_EVALUATED if self.zoom is None else MOST_ZOOMED
+        batch = most if pixels is None else min(most, max(1, pixels // session.preprocess.size**2))
+        batches = evaluation_batches(
+            self.prepared.val, session.preprocess, batch, self.config.workers, self.cache, zoom=self.zoom
+        )
         shown = self.track(batches, total=-(-len(self.prepared.val) // batch), label="validating")
         # In float32 whatever the training computes in, as `mvcr eval` does: one network has one accuracy.
         kept, probabilities = infer(session.average.network, shown, session.device, torch.float32, stop)
@@ -373,9 +407,12 @@ class Trainer:
             return False
         return bool(self.records[-1]["epoch"] - self.best_epoch >= patience)
 
+    def _problems(self) -> list[Problem]:
+        return [*self.cache.problems.values(), *(() if self.zoom is None else self.zoom.problems.values())]
+
     def _report_bad_pictures(self) -> None:
         """Record the pictures that turned out to be broken, and name those that were not found before the training."""
-        bad = sorted(self.cache.problems.values(), key=lambda problem: problem.path)
+        bad = sorted(self._problems(), key=lambda problem: problem.path)
         record_findings(self.run.path, bad)
         told = {problem.path for problem in self.prepared.look.broken}
         bad = [problem for problem in bad if problem.path not in told]

@@ -11,6 +11,7 @@ from mvcr_cli.config import SACS_STAGES, Block, Layer, ModelConfig, Stem, check_
 from mvcr_cli.errors import CheckpointError
 from mvcr_cli.models.cnn import SmallCNN
 from mvcr_cli.models.mvcr import MultiScaleResNet, is_useful
+from mvcr_cli.models.zoom import ZoomResNet
 
 Network = MultiScaleResNet | SmallCNN
 
@@ -73,7 +74,9 @@ def plain_twin(name: str) -> str | None:
 
 def build(config: ModelConfig, *, exact: bool = False) -> Network:
     """The network of a config, randomly initialised; `exact`: see `MultiScaleResNet`."""
-    return SmallCNN(config) if config.block is None else MultiScaleResNet(config, exact=exact)
+    if config.block is None:
+        return SmallCNN(config)
+    return MultiScaleResNet(config, exact=exact) if config.zoom is None else ZoomResNet(config, exact=exact)
 
 
 def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:

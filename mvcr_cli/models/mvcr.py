@@ -48,7 +48,8 @@ class MultiScaleResNet(ResNetTrunk):
         blur = (0.0 if exact else 1.0) if config.blur else None
         self.taught = taught_views(config)
         sacs = dict.fromkeys(config.sacs, 0.0 if exact else 0.5)
-        super().__init__(block, config.depths, config.width, config.stem, len(self.taught), blur, sacs)
+        norms = len(self.taught) + (config.zoom is not None)  # the tiles have a batch norm of their own
+        super().__init__(block, config.depths, config.width, config.stem, norms, blur, sacs)
         self.config = config
         self.norm_of = [_nearest(scale, [config.scales[view] for view in self.taught]) for scale in config.scales]
         self.pool = GeM(1.0 if exact else 3.0) if config.gem else AveragePool()
@@ -152,6 +153,8 @@ class MultiScaleResNet(ResNetTrunk):
         return z
 
     def _initialise(self, exact: bool) -> None:
+        if self.fc.weight.is_meta:  # there is nothing to fill, and trying would load torch's compiler
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -47,8 +47,9 @@ class SoftBlur(nn.Module):
 
     def __init__(self, channels: int, strength: float) -> None:
         super().__init__()
-        row = torch.tensor([1.0, 2.0, 1.0]) / 4
-        self.register_buffer("kernel", torch.outer(row, row).repeat(channels, 1, 1, 1), persistent=False)
+        # Numbers, not arithmetic on tensors: on the "meta" device that would load torch's compiler, 100 MB and a second.
+        kernel = [[x * y / 16 for x in (1.0, 2.0, 1.0)] for y in (1.0, 2.0, 1.0)]
+        self.register_buffer("kernel", torch.tensor(kernel).repeat(channels, 1, 1, 1), persistent=False)
         self.t = nn.Parameter(torch.tensor(float(strength)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -401,7 +401,7 @@ def test_a_crash_of_the_runtime_is_a_sentence(exported):
     import signal
 
     predictor = OnnxPredictor.from_bytes(exported, "x.onnx")
-    os.kill(predictor._worker._process.pid, signal.SIGSEGV)
+    os.kill(predictor._graph._process.pid, signal.SIGSEGV)
     with pytest.raises(CheckpointError, match="SIGSEGV"):
         predictor.probabilities([np.zeros((8, 8, 3), np.uint8)])
 
@@ -410,7 +410,7 @@ def test_the_process_that_runs_a_file_is_confined(exported, monkeypatch):
     """It may not write files, knows no secrets of the environment, and is gone with its predictor."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     predictor = OnnxPredictor.from_bytes(exported, "x.onnx")
-    process = predictor._worker._process
+    process = predictor._graph._process
     limits = Path(f"/proc/{process.pid}/limits")
     if not limits.exists():
         pytest.skip("needs /proc")
@@ -435,11 +435,9 @@ def test_modules_in_the_current_folder_are_not_those_that_are_imported(exported,
 
 
 def test_an_answer_that_is_no_answer_is_refused():
-    worker = Worker("x.onnx")
     for message in (b"", b"\x08\x01", os.urandom(1000)):
         with pytest.raises(CheckpointError):
-            Worker("x.onnx").ask(message)
-    worker._ended()
+            Worker(message, "x.onnx")
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])

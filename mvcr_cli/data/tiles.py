@@ -1,0 +1,338 @@
+"""Tiles of large pictures: proposed by SIFT's detector, by a learned scorer and by a grid, then cut at native resolution.
+
+A picture is read in strips, so memory does not grow with its size. What is proposed is a function of the picture and of
+the scorer alone, so tiles can be cached by content and a resumed run sees the same ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mvcr_cli.config import MEBIBYTE, AugmentConfig, ZoomConfig
+from mvcr_cli.data.folder import Sample
+from mvcr_cli.data.huge import open_huge
+from mvcr_cli.data.images import HUGE_ABOVE, load_picture
+from mvcr_cli.data.preprocess import Preprocess, grey_if_grey
+from mvcr_cli.data.turning import Box
+from mvcr_cli.errors import BadImage
+from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks, local_maxima, salience
+from mvcr_cli.models.zoom import TileScorer
+from mvcr_cli.records import Problem
+
+Pixels = NDArray[np.uint8]
+Finder = Callable[[Tensor], Tensor]  # `TileScorer`, or what runs an exported one
+QUIET = 0.01  # salience that counts as none
+MARGIN = 4  # pixels around a tile that its random shift may show
+STRIP_PIXELS = 2_000_000  # of a strip at full size, about; more would not fit the processor's cache
+_LUMA = (0.299, 0.587, 0.114)
+_R2 = (0.7548776662466927, 0.5698402909980532)  # the two-dimensional golden ratio: any first n points spread evenly
+
+
+class Picture(Protocol):
+    """What is asked of a picture here; see `HugePicture`."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def glance(self, side: int) -> Image.Image: ...
+
+    def strips(self, rows: int, shrink: int) -> Iterator[tuple[int, Pixels]]: ...
+
+    def tiles(self, boxes: Sequence[Box], px: int) -> list[Pixels]: ...
+
+
+class WholePicture:
+    """A picture of ordinary size, decoded once; many times faster than the reader of large files where both apply."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self._image = image
+        self._pixels = np.asarray(image).reshape(image.height, image.width, -1)
+        self.size = image.size
+
+    def glance(self, side: int) -> Image.Image:
+        return self._image.reduce(max(1, max(self.size) // side))
+
+    def strips(self, rows: int, shrink: int) -> Iterator[tuple[int, Pixels]]:
+        reduced = np.asarray(self._image.reduce(shrink))
+        for top in range(0, reduced.shape[0], rows):
+            strip = reduced[top : top + rows]
+            yield top, strip.reshape(*strip.shape[:2], -1)
+
+    def tiles(self, boxes: Sequence[Box], px: int) -> list[Pixels]:
+        return [self._cut(box, px) for box in boxes]
+
+    def _cut(self, box: Box, px: int) -> Pixels:
+        """One tile, its pixels averaged where it is larger than `px`; beyond the edge the edge is repeated."""
+        left, top, right, bottom = box
+        height, width = self._pixels.shape[:2]
+        if left >= 0 and top >= 0 and right <= width and bottom <= height:
+            tile = self._pixels[top:bottom, left:right]
+        else:
+            rows, columns = np.arange(top, bottom).clip(0, height - 1), np.arange(left, right).clip(0, width - 1)
+            tile = self._pixels[rows[:, None], columns]
+        times = (right - left) // px
+        if times == 1:
+            return tile
+        sums = tile.reshape(px, times, px, times, -1).sum((1, 3), dtype=np.uint32)
+        means: Pixels = ((sums + times * times // 2) // (times * times)).astype(np.uint8)
+        return means
+
+
+@contextlib.contextmanager
+def open_picture(path: str) -> Iterator[Picture]:
+    """Raises: BadImage."""
+    with open_huge(path) as picture:
+        if picture.size[0] * picture.size[1] > HUGE_ABOVE:
+            yield picture
+            return
+    yield WholePicture(grey_if_grey(load_picture(path).image))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The candidates of one picture.
+
+    Args:
+        boxes: (C, 4) left, top, right, bottom in pixels of the upright picture; only of a small one they reach over its edge.
+        prior: (C,) logarithm of each tile's salience over the highest, at most 0: what SIFT's detector says.
+        pixels: (C, s, s, 1 or 3) with s = tile_px + 2 MARGIN; one channel when all of them are grey.
+    """
+
+    boxes: NDArray[np.int32]
+    prior: NDArray[np.float32]
+    pixels: Pixels
+
+    @property
+    def bytes(self) -> int:
+        return self.boxes.nbytes + self.prior.nbytes + self.pixels.nbytes
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """The candidates of N pictures. Shape: pixels (N, C, 3, s, s) uint8, prior (N, C) float32."""
+
+    pixels: Tensor
+    prior: Tensor
+
+    def to(self, device: torch.device) -> TileBatch:
+        return TileBatch(self.pixels.to(device, non_blocking=True), self.prior.to(device, non_blocking=True))
+
+
+def stack_tiles(tiles: Sequence[Tiles]) -> TileBatch:
+    """Shape: N times (C, s, s, 1 or 3)."""
+    if all(found.pixels.shape[-1] == 1 for found in tiles):
+        pixels = torch.from_numpy(np.stack([found.pixels for found in tiles])).expand(-1, -1, -1, -1, 3)
+    else:
+        coloured = [np.broadcast_to(found.pixels, (*found.pixels.shape[:3], 3)) for found in tiles]
+        pixels = torch.from_numpy(np.stack(coloured))
+    return TileBatch(pixels.permute(0, 1, 4, 2, 3), torch.from_numpy(np.stack([found.prior for found in tiles])))
+
+
+def turned(tiles: Tiles, config: AugmentConfig, rng: random.Random) -> Tiles:
+    """All tiles of a picture mirrored and turned alike, as the augmentation allows."""
+    pixels = tiles.pixels
+    if config.hflip and rng.random() < 0.5:
+        pixels = pixels[:, :, ::-1]
+    if config.vflip and rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    if config.turn:
+        pixels = np.rot90(pixels, rng.randrange(4), (1, 2))
+    return Tiles(tiles.boxes, tiles.prior, pixels)
+
+
+class TileReader:
+    """Glances and tiles of large pictures, from a capped cache or from the file; bad files are remembered.
+
+    Like `PixelCache` it never evicts: what does not fit any more is read again.
+
+    Args:
+        preprocess: of the network; the glance is read at twice its size, so that the resize that follows filters.
+        megabytes: cap of the cache in MiB.
+    """
+
+    def __init__(self, zoom: ZoomConfig, preprocess: Preprocess, megabytes: int) -> None:
+        self.zoom, self.preprocess = zoom, preprocess
+        self.cap, self.used = megabytes * MEBIBYTE, 0
+        self.problems: dict[str, Problem] = {}
+        self.finder: Finder | None = None
+        self._entries: dict[str, tuple[Image.Image, Tiles]] = {}
+        self._lock = threading.Lock()
+
+    def search_with(self, finder: Finder | None) -> None:
+        """Propose with another finder from now on; what the earlier one found is forgotten."""
+        self.finder = finder
+        self._entries.clear()
+        self.used = 0
+
+    def read(self, sample: Sample) -> tuple[Image.Image, Tiles] | tuple[None, None]:
+        """Glance and candidates of one picture; None twice when the file is bad, which is noted in `problems`."""
+        if (held := self._entries.get(sample.digest)) is not None:
+            return held
+        if sample.path in self.problems:
+            return None, None
+        try:
+            with open_picture(sample.path) as picture:
+                found = self.look(picture)
+        except BadImage as bad:
+            self.problems[sample.path] = Problem(path=sample.path, code=bad.code, detail=bad.detail)
+            return None, None
+        self._keep(sample.digest, found)
+        return found
+
+    def look(self, picture: Picture) -> tuple[Image.Image, Tiles]:
+        """Glance and candidates of an open picture. Raises: BadImage."""
+        glance = grey_if_grey(picture.glance(2 * self.preprocess.size))
+        boxes, prior = propose(picture, self.zoom, self.finder, self.preprocess)
+        return glance, cut_tiles(picture, boxes, prior, self.zoom)
+
+    def _keep(self, digest: str, found: tuple[Image.Image, Tiles]) -> None:
+        glance, tiles = found
+        size = glance.width * glance.height * len(glance.getbands()) + tiles.bytes
+        with self._lock:
+            if digest not in self._entries and self.used + size <= self.cap:
+                self.used += size
+                self._entries[digest] = found
+
+
+@torch.inference_mode()
+def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
+            preprocess: Preprocess) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
+    """Boxes and prior of the candidates of a picture, always `zoom.candidates` of them; see `Tiles`.
+
+    Args:
+        finder: the learned proposal; None before it has learned.
+        preprocess: its mean and deviation, which the finder's input has.
+
+    Shape: (C, 4), (C,).
+    """
+    energies, scores = _maps(picture, zoom, finder, preprocess)
+    grid = round(zoom.candidates * zoom.grid)
+    learned = 0 if finder is None else round(zoom.candidates * zoom.learned)
+    centres: list[tuple[float, float, int]] = []
+    for octave, most in enumerate(_quotas(zoom.candidates - grid - learned, zoom.octaves)):
+        size = cell_px(octave)
+        centres += [(column * size, row * size, octave) for row, column in find_peaks(energies[octave], most)]
+    for octave, most in enumerate(_quotas(learned, zoom.octaves)):
+        centres += _found(scores[octave], octave, most, zoom.tile_px, centres) if most else []
+    centres += _spread(picture.size, zoom.candidates - len(centres), zoom.octaves)
+    boxes = [_box(x, y, octave, zoom.tile_px, picture.size) for x, y, octave in centres]
+    return np.array(boxes, np.int32), _prior(energies, centres)
+
+
+def _prior(energies: list[Tensor], centres: list[tuple[float, float, int]]) -> NDArray[np.float32]:
+    maps = [salience(energy).numpy() for energy in energies]
+    found = []
+    for x, y, octave in centres:
+        rows, columns = maps[octave].shape
+        row, column = (min(int(place / cell_px(octave)), most - 1) for place, most in ((y, rows), (x, columns)))
+        found.append(maps[octave][row, column])
+    logarithm = np.log(np.array(found, np.float32) + QUIET)
+    prior: NDArray[np.float32] = (logarithm - logarithm.max()).astype(np.float32)
+    return prior
+
+
+def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
+          preprocess: Preprocess) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Energies and scores of every octave, from strips at half size."""
+    unit = alignment(zoom.octaves)
+    rows = unit * max(1, STRIP_PIXELS // picture.size[0] // unit)
+    energies: list[list[Tensor]] = [[] for _ in range(zoom.octaves)]
+    search = None if finder is None else _Search(finder, zoom.octaves, preprocess)
+    for _, strip in picture.strips(rows // 2, 2):
+        x = torch.from_numpy(np.array(strip)).permute(2, 0, 1).contiguous().float().div_(255)  # 1 or 3 x h x w
+        luma = x[0] if len(x) == 1 else x[0] * _LUMA[0] + x[1] * _LUMA[1] + x[2] * _LUMA[2]
+        for octave, energy in enumerate(cell_energies(luma, zoom.octaves)):
+            energies[octave].append(energy)
+        if search is not None:
+            search.add(x)
+    return [torch.cat(parts) for parts in energies], [] if search is None else search.scores()
+
+
+class _Search:
+    """The learned proposal over a picture that comes in strips; the last rows of a strip are kept for the next."""
+
+    def __init__(self, finder: Finder, octaves: int, preprocess: Preprocess) -> None:
+        self.finder = finder
+        self.mean, self.times = (
+            torch.tensor(preprocess.mean).view(3, 1, 1),
+            1 / torch.tensor(preprocess.std).view(3, 1, 1),
+        )
+        self.kept: list[Tensor | None] = [None] * octaves
+        self.parts: list[list[Tensor]] = [[] for _ in range(octaves)]
+
+    def add(self, x: Tensor) -> None:
+        x = x.expand(3, -1, -1).sub(self.mean).mul_(self.times)
+        for octave, kept in enumerate(self.kept):
+            if octave:
+                x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+            rows = x if kept is None else torch.cat((kept, x), 1)
+            count = (rows.shape[1] - TileScorer.REACH) // TileScorer.STRIDE + 1
+            if count > 0 and rows.shape[2] >= TileScorer.REACH:
+                self.parts[octave].append(self.finder(rows[None])[0])
+                rows = rows[:, count * TileScorer.STRIDE :]
+            self.kept[octave] = rows
+
+    def scores(self) -> list[Tensor]:
+        return [torch.cat(parts) if parts else torch.empty(0, 0) for parts in self.parts]
+
+
+def _found(scores: Tensor, octave: int, most: int, tile_px: int,
+           known: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:  # fmt: skip
+    """Centres of the highest scores that are no known centre's neighbours."""
+    near = (tile_px << octave) / 4
+    taken = [(x, y) for x, y, of in known if of == octave]
+    found: list[tuple[float, float, int]] = []
+    for row, column in local_maxima(scores, most + len(taken), floor=-float("inf")):
+        x, y = ((TileScorer.STRIDE * cell + TileScorer.REACH / 2) * (2 << octave) for cell in (column, row))
+        if len(found) < most and all(max(abs(x - u), abs(y - v)) > near for u, v in taken):
+            found.append((x, y, octave))
+    return found
+
+
+def _quotas(count: int, octaves: int) -> list[int]:
+    """`count` split over the octaves, half as many for each next one."""
+    shares = [count * (1 << (octaves - 1 - octave)) // ((1 << octaves) - 1) for octave in range(octaves)]
+    shares[0] += count - sum(shares)
+    return shares
+
+
+def _spread(size: tuple[int, int], count: int, octaves: int) -> list[tuple[float, float, int]]:
+    """Centres spread evenly over the picture, octave by turns, coarsest first."""
+    return [
+        ((0.5 + (number + 1) * _R2[0]) % 1 * size[0], (0.5 + (number + 1) * _R2[1]) % 1 * size[1],
+         octaves - 1 - number % octaves)
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def _box(x: float, y: float, octave: int, tile_px: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The tile around a centre, moved so that it and its margin lie inside of a picture that is large enough."""
+    side, margin = tile_px << octave, MARGIN << octave
+    left, top = (
+        max(margin, min(length - side - margin, int(np.floor(centre - side / 2 + 0.5))))
+        for centre, length in zip((x, y), size, strict=True)
+    )
+    return left, top, left + side, top + side
+
+
+def cut_tiles(picture: Picture, boxes: NDArray[np.int32], prior: NDArray[np.float32], zoom: ZoomConfig) -> Tiles:
+    """The pixels of the boxes and of a margin around them, one size for every octave."""
+    octaves = (boxes[:, 2] - boxes[:, 0]) // zoom.tile_px  # 1, 2, 4
+    margin = (MARGIN * octaves)[:, None] * np.array([-1, -1, 1, 1], np.int32)
+    wanted = [(left, top, right, bottom) for left, top, right, bottom in (boxes + margin).tolist()]
+    pixels = np.stack(picture.tiles(wanted, zoom.tile_px + 2 * MARGIN))
+    if pixels.shape[-1] == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
+        pixels = np.ascontiguousarray(pixels[..., :1])
+    return Tiles(boxes, prior, pixels)

@@ -1,0 +1,121 @@
+"""What decided, as a picture: the tiles of a zooming network, or a class-activation map a view of a plain one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.models.mvcr import MultiScaleResNet
+from mvcr_cli.models.scale_set import make_view
+from mvcr_cli.paths import write_error, write_whole
+from mvcr_cli.records import Tile
+
+Heat = NDArray[np.float32]  # (H, W), 0 nothing .. 1 most
+PANEL = 1024  # pixels of the longer side
+STRENGTH = 0.6  # of the hottest place's colour
+NAMED_TILES = 8
+_RAMP = np.array([(30, 60, 255), (0, 220, 220), (120, 255, 60), (255, 220, 0), (255, 40, 0)], np.float32)
+
+
+@torch.inference_mode()
+def activation_maps(network: MultiScaleResNet, x: Tensor, classes: NDArray[np.int64]) -> list[list[Heat]]:
+    """Where every view sees its picture's class: the last layer's weights on the map before pooling.
+
+    Shape: (N, 3, S, S), (N,) -> N lists of one (S, S) map a view, the one at scale 1 first.
+    Sources: Zhou et al. 2016 (arXiv 1512.04150).
+    """
+    weights = network.fc.weight[torch.from_numpy(classes).to(x.device)].float()  # N x C
+    maps: list[list[Heat]] = [[] for _ in classes]
+    for view in network.views_at(min(x.shape[-2:])):
+        features = network.features(make_view(x, network.config.scales[view]), view)[2].float()  # N x C x h x w
+        heat = torch.einsum("nchw,nc->nhw", features, weights).clamp(min=0)
+        heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-8)
+        full = F.interpolate(heat[:, None], x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        for of, one in zip(maps, full.cpu().numpy(), strict=True):
+            of.append(one)
+    return maps
+
+
+def draw_views(image: Image.Image, maps: Sequence[Heat], preprocess: Preprocess) -> Image.Image:
+    """The picture, and beside it once more for every view with its heat over it."""
+    image = _panel(image, image.size)
+    width, height = preprocess.fitted(image.width, image.height)
+    left, top = (preprocess.size - width) // 2, (preprocess.size - height) // 2
+    panels = [image, *(_heated(image, heat[top : top + height, left : left + width]) for heat in maps)]
+    sheet = Image.new("RGB", (sum(panel.width for panel in panels), image.height))
+    for number, panel in enumerate(panels):
+        sheet.paste(panel, (number * image.width, 0))
+    return sheet
+
+
+def draw_tiles(image: Image.Image, tiles: Sequence[Tile], size: tuple[int, int]) -> Image.Image:
+    """The glance with a box around every tile, and heat where the weight lies.
+
+    Args:
+        image: the glance.
+        size: width and height of the original in pixels, in which the boxes are given.
+    """
+    image = _panel(image, size)
+    scale = image.width / size[0]
+    heat = np.zeros((image.height, image.width), np.float32)
+    boxes = [tuple(round(edge * scale) for edge in tile.box) for tile in tiles]
+    for tile, (left, top, right, bottom) in zip(tiles, boxes, strict=True):
+        heat[top : max(top + 1, bottom), left : max(left + 1, right)] += tile.weight
+    most = max((tile.weight for tile in tiles), default=1.0)
+    sheet = _heated(image, (heat / max(float(heat.max()), 1e-8)))
+    pen = ImageDraw.Draw(sheet)
+    for number, (tile, box) in enumerate(zip(tiles, boxes, strict=True)):
+        colour = _colour(np.float32(tile.weight / most))
+        pen.rectangle(box, outline=colour, width=2 if number < NAMED_TILES else 1)
+        if number < NAMED_TILES:
+            pen.text((box[0], box[3] + 1), ascii(tile.label)[1:-1] + f" {tile.weight:.2f}", fill=colour)
+    return sheet
+
+
+def make_folder(folder: Path) -> None:
+    """Raises: WriteFailed, CannotCreate, NotPermitted."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def save(image: Image.Image, folder: Path, source: str) -> str:
+    """Write the explanation of the picture `source`; equal names in different folders get different files."""
+    stem = os.fsdecode(os.fsencode(Path(source).stem)[:150])
+    path = folder / f"{stem}-{hashlib.blake2b(os.fsencode(source), digest_size=4).hexdigest()}.png"
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
+    return str(path)
+
+
+def _panel(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture as large as is shown, with the aspect of `size`."""
+    width, height = (max(1, round(edge * PANEL / max(size))) for edge in size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _heated(image: Image.Image, heat: Heat) -> Image.Image:
+    full = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
+    place = full[..., 0] * (len(_RAMP) - 1)
+    colours = np.stack([np.interp(place, range(len(_RAMP)), _RAMP[:, channel]) for channel in range(3)], -1)
+    mixed = np.asarray(image) * (1 - STRENGTH * full) + colours * (STRENGTH * full)
+    return Image.fromarray(mixed.astype(np.uint8))
+
+
+def _colour(share: np.float32) -> tuple[int, int, int]:
+    place = float(share) * (len(_RAMP) - 1)
+    red, green, blue = (int(np.interp(place, range(len(_RAMP)), _RAMP[:, channel])) for channel in range(3))
+    return red, green, blue

@@ -1,0 +1,38 @@
+"""A picture on its way through a predictor: read, then judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mvcr_cli.data.tiles import Tiles
+from mvcr_cli.records import Tile
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """One picture read and preprocessed; width and height of the original in pixels.
+
+    Args:
+        tiles: the candidates of a network that zooms.
+        image: the picture or its glance, for an explanation only.
+    """
+
+    path: str
+    width: int
+    height: int
+    input: NDArray[np.generic]
+    tiles: Tiles | None = None
+    image: Image.Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One picture judged. `probabilities` (K,) sum to 1; `image` is the explanation, when one was asked for."""
+
+    probabilities: NDArray[np.float64]
+    tiles: tuple[Tile, ...] = ()
+    image: Image.Image | None = None

@@ -1,0 +1,170 @@
+"""Glance and zoom: the whole picture at trunk size, and small tiles of it at native resolution, through one trunk.
+
+    z_g = the plain network's verdict on the glance            e_i = pool(trunk(tile i)), own batch-norm set
+    a_i = w . (tanh(V e_i) * sigmoid(U e_i))                   p = softmax(a) over the tiles of a picture
+    z_t = fc(sum_i p_i e_i)                                    z = z_g + beta (z_t - z_g)
+
+Which tiles are looked at is decided before: SIFT's detector and a grid propose them, and a small convolutional scorer
+(`TileScorer`), taught by the attention, ranks what was proposed and finds further ones where edges are everywhere.
+
+Sources: gated attention, Ilse et al. 2018 (arXiv 1802.04712); selection by the attention's own scores, Bergner et al.
+2023 (IPS, arXiv 2210.05358), here by a scorer a hundredth of the trunk's cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvcr_cli.config import ModelConfig
+from mvcr_cli.models.mvcr import MultiScaleResNet
+
+ATTENTION_WIDTH = 64
+SCORER_WIDTHS = (12, 16)  # the cost of searching a picture goes with them
+
+
+class GatedAttention(nn.Module):
+    """One logit a tile. Shape: (N, T, C) -> (N, T)."""
+
+    def __init__(self, channels: int, width: int = ATTENTION_WIDTH) -> None:
+        super().__init__()
+        self.value = nn.Linear(channels, width)
+        self.gate = nn.Linear(channels, width)
+        self.score = nn.Linear(width, 1)
+        nn.init.zeros_(self.score.weight)  # every tile counts the same at first
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, e: Tensor) -> Tensor:
+        hidden = torch.tanh(self.value(e)) * torch.sigmoid(self.gate(e))
+        logits: Tensor = self.score(hidden)[..., 0]
+        return logits
+
+
+class TileScorer(nn.Module):
+    """How promising a place is, from the picture at half size: three small convolutions without padding.
+
+    One value looks at 17 x 17 pixels of the half-size picture (34 native ones) and the next is 4 (8 native) further, so
+    that a picture in strips gives the same values as whole. A tile's score is its best value.
+
+    Shape: (N, 3, h, w), normalised -> (N, (h - 13) // 4, (w - 13) // 4).
+    """
+
+    REACH = 17
+    STRIDE = 4
+
+    def __init__(self, widths: tuple[int, int] = SCORER_WIDTHS) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], 5, 2)
+        self.conv2 = nn.Conv2d(widths[0], widths[1], 3, 2)
+        self.conv3 = nn.Conv2d(widths[1], widths[1], 3)
+        self.score = nn.Conv2d(widths[1], 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x))
+        x = F.relu(self.conv2(x))
+        x = F.relu(self.conv3(x))
+        scores: Tensor = self.score(x)[:, 0]
+        return scores
+
+    def tiles(self, tiles: Tensor) -> Tensor:
+        """Scores of tiles at native resolution. Shape: (N, 3, h, w) -> (N,)."""
+        scores: Tensor = self(F.avg_pool2d(tiles, 2)).amax((1, 2))
+        return scores
+
+
+@dataclass(frozen=True)
+class ZoomVerdict:
+    """What a picture's glance and tiles say.
+
+    Shape: logits, glance, bag (N, K); views: S times (N, K); weights (N, T), rows sum to 1; features (N, T, C).
+    """
+
+    logits: Tensor
+    glance: Tensor
+    views: list[Tensor]
+    bag: Tensor
+    weights: Tensor
+    features: Tensor
+
+
+class ZoomResNet(MultiScaleResNet):
+    """A `MultiScaleResNet` that also looks at tiles; `forward` alone is the glance.
+
+    `finder` is a frozen copy of `scorer` that searches whole pictures. It changes a few times a run only, so that what
+    it found may be kept, and travels in the checkpoint, so that every command proposes the same tiles.
+    """
+
+    lessons: Tensor
+
+    def __init__(self, config: ModelConfig, *, exact: bool = False) -> None:
+        assert config.zoom is not None
+        super().__init__(config, exact=exact)
+        self.zoom = config.zoom
+        self.attention = GatedAttention(self.channels[3])
+        self.scorer = TileScorer()
+        self.finder = TileScorer().requires_grad_(False)
+        self.register_buffer("lessons", torch.tensor(0))  # how often the finder has learned
+        self.beta = nn.Parameter(torch.tensor(0.5))
+        self.trust = nn.Parameter(torch.tensor(1.0))  # in SIFT's detector, beside the scorer
+
+    @torch.no_grad()
+    def teach_finder(self, scorer: TileScorer) -> None:
+        """From now on whole pictures are searched with a copy of `scorer`."""
+        for mine, theirs in zip(self.finder.parameters(), scorer.parameters(), strict=True):
+            mine.copy_(theirs)
+        self.lessons += 1
+
+    def learned_proposal(self) -> TileScorer | None:
+        """What finds tiles beside SIFT's detector and the grid; None before it has learned."""
+        return self.finder if int(self.lessons) else None
+
+    def rank(self, tiles: Tensor, prior: Tensor) -> Tensor:
+        """How promising the candidates of one picture are. Shape: (C, 3, s, s), (C,) -> (C,)."""
+        return self.scorer.tiles(tiles).float() + self.trust * prior
+
+    def encode(self, tiles: Tensor) -> Tensor:
+        """Features of tiles. Shape: (M, 3, t, t) -> (M, C)."""
+        features: Tensor = self.pool(self.features(tiles, len(self.taught))[2])
+        return features
+
+    def judge_bag(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and attention weights of bags of tile features. Shape: (N, T, C) -> (N, K), (N, T)."""
+        weights = self.attention(e.float()).softmax(-1)
+        pooled = (weights[..., None] * e).sum(1)
+        logits: Tensor = self.fc(self.drop(pooled))
+        return logits, weights
+
+    def forward_zoom(self, x: Tensor, tiles: Tensor) -> ZoomVerdict:
+        """The verdict on pictures and the tiles that were chosen.
+
+        Args:
+            x: glances, (N, 3, H, W), normalised.
+            tiles: (N, T, 3, t, t), normalised.
+        """
+        glance, views = self.forward_views(x)
+        e = self.encode(tiles.flatten(0, 1)).view(*tiles.shape[:2], -1)  # N x T x C
+        bag, weights = self.judge_bag(e)
+        logits = glance + self.beta * (bag - glance)
+        return ZoomVerdict(logits, glance, views, bag, weights, e)
+
+
+def choose(scores: Tensor, count: int, *, chance: float = 0.0, noise: float = 0.0) -> Tensor:
+    """Indices of the tiles to look at: the highest scores, and a share drawn from the rest by chance.
+
+    Args:
+        chance: share of the chosen that is drawn.
+        noise: Gumbel noise on the scores, in units of the scores.
+
+    Shape: (N, C) -> (N, count).
+    """
+    drawn = round(count * chance)
+    if noise:
+        scores = scores - noise * torch.rand_like(scores).clamp(1e-9, 1 - 1e-7).log().neg().log()
+    best = scores.topk(count - drawn, 1).indices
+    if not drawn:
+        return best
+    lot = torch.rand_like(scores).scatter_(1, best, -1.0)
+    return torch.cat((best, lot.topk(drawn, 1).indices), 1)
