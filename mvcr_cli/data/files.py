@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
+from mvcr_cli.config import MEBIBYTE
 from mvcr_cli.data.images import HEIC_ADVICE, IMAGE_SUFFIXES, open_error, open_regular
 from mvcr_cli.errors import BadImage, DataError, InputMissing, MvcrError, NotPermitted
 from mvcr_cli.paths import display_name
@@ -20,7 +21,6 @@ from mvcr_cli.records import Problem
 
 LAYOUTS = "expected DATA/<class>/ with pictures, or DATA/train/<class>/ with val/ and test/ beside train/"
 
-MEBIBYTE = 1 << 20
 WHOLE_BYTES = 4 * MEBIBYTE  # files up to this are hashed in full
 READ_THREADS = 8  # for slow and remote disks
 _CHUNK = 64
