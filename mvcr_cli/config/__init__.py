@@ -12,6 +12,7 @@ from mvcr_cli.config.constants import (
     IMAGENET_STD,
     LARGEST_CANVAS,
     MEBIBYTE,
+    MOST_READ_SECONDS,
     MOST_SHRUNK,
     PRESET_NAMES,
     READ_SECONDS,
@@ -44,10 +45,10 @@ from mvcr_cli.config.parsing import (
 from mvcr_cli.config.training import AugmentConfig, TrainConfig
 
 __all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "LARGEST_CANVAS", "MEBIBYTE", "MOST_SHRUNK", "PRESET_NAMES", "READ_SECONDS",
-    "SACS_STAGES", "AugmentConfig", "Balance", "BenchmarkConfig", "Block", "Device", "EvalConfig", "ExportConfig",
-    "ExportFormat", "Fit", "Layer", "Look", "ModelConfig", "Precision", "PredictConfig", "PredictFormat", "Stem",
-    "TrainConfig", "ZoomConfig", "ZoomMode", "check_batch", "check_imgsz", "check_preset", "check_seed",
+    "IMAGENET_MEAN", "IMAGENET_STD", "LARGEST_CANVAS", "MEBIBYTE", "MOST_READ_SECONDS", "MOST_SHRUNK", "PRESET_NAMES",
+    "READ_SECONDS", "SACS_STAGES", "AugmentConfig", "Balance", "BenchmarkConfig", "Block", "Device", "EvalConfig",
+    "ExportConfig", "ExportFormat", "Fit", "Layer", "Look", "ModelConfig", "Precision", "PredictConfig", "PredictFormat",
+    "Stem", "TrainConfig", "ZoomConfig", "ZoomMode", "check_batch", "check_imgsz", "check_preset", "check_seed",
     "check_workers", "factor_text", "half_octaves", "parse_auto", "parse_factors", "parse_layers", "parse_list",
     "parse_memory", "parse_scale_set", "parse_scales", "parse_seconds",
 ]  # fmt: skip

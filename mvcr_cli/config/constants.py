@@ -22,7 +22,8 @@ MEBIBYTE = 1 << 20
 SACS_STAGES = (2, 3)  # stages with scale-aware convolutions when they are asked for
 MOST_SHRUNK = 16  # least and largest factors of an accuracy curve over scale: 1/16 and 16
 LARGEST_CANVAS = 8192  # pixels a side
-READ_SECONDS = 120.0  # the longest that one picture may take to be read; more means that its disk is gone
+READ_SECONDS = 120.0  # the longest wait for a picture while nothing is computed; more means that its disk is gone
+MOST_READ_SECONDS = 1800.0  # the longest that one picture of a gigapixel may take to be decoded
 
 PRESET_NAMES = (
     *(f"{kind}{size}" for kind in ("mvcr", "resnet") for size in ("10n", "14n", "10", "18", "34", "50")),

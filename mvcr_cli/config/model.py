@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from mvcr_cli.config.checks import check
-from mvcr_cli.config.constants import Block, Stem
+from mvcr_cli.config.constants import LARGEST_CANVAS, Block, Stem
+
+MOST_TILE_PIXELS = 1 << 26  # of a picture's candidates, of which a few dozen pictures are held at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,10 @@ class ZoomConfig:
         check(self.tiles <= self.candidates <= 65_536, "candidates", self.candidates, "between --tiles and 65,536")
         check(32 <= self.tile_px <= 1024, "--tile-px", self.tile_px, "auto, or between 32 and 1024 pixels")
         check(1 <= self.octaves <= 6, "octaves", self.octaves, "between 1 and 6")
+        pixels, coarsest = self.candidates * self.tile_px**2, self.tile_px << (self.octaves - 1)
+        check(pixels <= MOST_TILE_PIXELS, "--tiles and --tile-px", f"{pixels:,} pixels of candidates",
+              f"at most {MOST_TILE_PIXELS:,}")  # fmt: skip
+        check(coarsest <= LARGEST_CANVAS, "octaves", f"{coarsest:,} px a side", f"at most {LARGEST_CANVAS:,}")
         check(0 <= self.grid <= 1 and 0 <= self.learned <= 1 - self.grid, "grid, learned",
                (self.grid, self.learned), "shares that add up to at most 1")  # fmt: skip
 

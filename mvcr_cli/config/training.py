@@ -159,12 +159,21 @@ class TrainConfig:
         check(512 <= self.memory_mb <= 1 << 24, "--memory", f"{self.memory_mb} MiB", "between 512M and 16T")
         if self.zoom_mode == "off" and (self.tiles or self.tile_px):
             raise UsageError("--tiles and --tile-px are settings of --zoom, which is off", "leave one of them out")
+        if self.zoom_mode == "on" and (hindrance := self.zoom_hindrance):
+            raise UsageError(f"--zoom on does not go with {hindrance}", f"leave out {hindrance}")
         check(self.threads is None or 1 <= self.threads <= 1024, "--threads", self.threads, "between 1 and 1024")
         check_seed(self.seed)
         check(self.save_every >= 0, "--save-every", self.save_every, "0 (each epoch) or more")
         check_preset(self.model)
         if self.layers and self.model == "cnn":
             raise UsageError("--layers: the model cnn has no stages to add them to", "choose another --model")
+
+    @property
+    def zoom_hindrance(self) -> str | None:
+        """What is asked for beside which no network can zoom."""
+        mixes = self.augment.mixup > 0 or self.augment.cutmix > 0
+        hindrances = {"--model cnn": self.model == "cnn", "--mixup and --cutmix": mixes, "--unsure": self.unsure > 0}
+        return next((option for option, there in hindrances.items() if there), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `config.json`."""

@@ -120,7 +120,7 @@ class Trainer:
     def __post_init__(self) -> None:
         assert self.config.batch is not None
         self.cache = PixelCache(self.config.cache_mb, self.trail)
-        self.zoom = tile_reader(self.session.network, self.session.preprocess, self.config.memory_mb // 4)
+        self.zoom = tile_reader(self.session.network, self.session.preprocess, self.config.memory_mb // 4, self.trail)
         self.side = self._largest_side()
         self.per_epoch = max(1, len(self.prepared.train) // self.config.batch)
         if self.config.epochs is not None and self.config.seconds is None:
