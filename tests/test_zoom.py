@@ -18,7 +18,7 @@ from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig, ExportConfig, ModelConfig, PredictConfig, ZoomConfig
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import MARGIN, _Search, cut_tiles, open_picture, propose
-from mvcr_cli.engine import train as train_module
+from mvcr_cli.engine import feed
 from mvcr_cli.engine.evaluate import evaluate, tile_reader
 from mvcr_cli.engine.export import export
 from mvcr_cli.engine.predict import predict
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lessons() -> Iterator[None]:
     """The network's own proposal is renewed before the second epoch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "lessons", lambda epoch: int(epoch >= 1))
+        patch.setattr(feed, "lessons", lambda epoch: int(epoch >= 1))
         yield
 
 
