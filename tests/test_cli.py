@@ -192,6 +192,17 @@ def test_every_kind_of_option_arrives(run: Run, fake: Fake) -> None:
     )  # fmt: skip
 
 
+def test_the_recipes_of_makefile_and_examples_are_understood(run: Run, fake: Fake) -> None:
+    root = Path(__file__).parents[1]
+    (demo,) = re.findall(r"mvcr train \$\(DATA\) (.*)", (root / "Makefile").read_text())
+    recipes = [demo.replace("$(RUN)", "runs/demo").replace("$(TIME)", "3m")]
+    for name in ("time_to_accuracy.py", "compute.py"):
+        recipes += re.findall(r'"(--turn .*?)"', (root / "examples" / name).read_text())
+    assert len(recipes) == 3
+    for recipe in recipes:
+        assert trained_with(run, fake, *recipe.split()).augment.zoom == 0.1
+
+
 def test_no_augment_is_neutral_but_for_what_is_given(run: Run, fake: Fake) -> None:
     off = trained_with(run, fake, "--no-augment").augment
     assert off.crop == 1

@@ -15,6 +15,7 @@ from PIL import Image
 from small_run import settings, shapes, trained
 
 from mvcr_cli.data.duplicates import Fingerprint, find_alike, fingerprint, read_fingerprints
+from mvcr_cli.data.images import read_size
 from mvcr_cli.engine import findings
 from mvcr_cli.engine.prepare import Prepared, prepare
 from mvcr_cli.engine.train import train
@@ -250,6 +251,16 @@ def test_the_beginning_of_training_reads_a_bounded_amount(leaky: Path, monkeypat
     size = max(path.stat().st_size for path in leaky.rglob("*.png"))
     monkeypatch.setattr(findings, "START_BYTES", 10 * size)
     assert 10 <= prepare(settings(leaky, None)).look.decoded < 38
+
+
+def test_the_beginning_of_training_decodes_a_bounded_number_of_pixels(
+    leaky: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file may hold a large picture."""
+    width, height = read_size(next(leaky.rglob("*.png")))
+    monkeypatch.setattr(findings, "START_PIXELS", 10 * width * height)
+    assert 5 <= prepare(settings(leaky, None)).look.decoded < 20
+    assert prepare(settings(leaky, None, dry_run=True)).look.decoded == 38
 
 
 def test_both_sides_are_looked_at_by_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -369,6 +369,24 @@ def test_large_files_are_told_apart_by_size_start_middle_and_end(
     assert changed(30) == same  # between the parts that are read
 
 
+@pytest.mark.parametrize("head", [b"BM", b"P6\n", b"PF\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"])
+def test_large_files_without_compression_are_told_apart_by_any_byte(
+    head: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small thing in a large picture changes a few bytes in the middle of such a file, and not its size."""
+    monkeypatch.setattr(files, "MEBIBYTE", 10)
+    monkeypatch.setattr(files, "WHOLE_BYTES", 40)
+    for name, data in (("a", bytes(100)), ("b", bytes(30) + b"x" + bytes(69)), ("c", bytes(100))):
+        path = tmp_path / "cat" / f"{name}.tif"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(head + data)
+    a, b, c = (sample.digest for sample in scan(tmp_path).samples)
+    assert a == c != b
+    monkeypatch.setattr(files, "UNCOMPRESSED_BYTES", 50)
+    a, b, c = (sample.digest for sample in scan(tmp_path).samples)
+    assert a == b == c
+
+
 def test_split_takes_its_share_of_every_class() -> None:
     for share in (0.05, 0.2, 0.5, 0.95):
         for count in (1, 2, 3, 7, 10, 50):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mvcr_cli.config import MEBIBYTE, AugmentConfig
+from mvcr_cli.data import loader
 from mvcr_cli.data.folder import Sample, scan
 from mvcr_cli.data.loader import (
     PixelCache,
@@ -24,6 +25,7 @@ from mvcr_cli.data.loader import (
     stable_seed,
 )
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.errors import WorkerFailed
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +221,23 @@ def test_ordered_passes_an_error_on_in_its_place_and_ends_its_threads():
     with pytest.raises(ValueError, match="three"):
         next(results)
     assert threading.active_count() == before
+
+
+def test_a_picture_that_takes_long_to_decode_is_waited_for(monkeypatch):
+    """A dead disk gives nothing to compute; a picture of a gigapixel gives a lot."""
+    monkeypatch.setattr(loader, "READ_SECONDS", 0.1)
+
+    def compute(item: int) -> int:
+        until = time.thread_time() + 0.3
+        while time.thread_time() < until:
+            item = hash((item, 1))
+        return item
+
+    assert len(list(ordered(compute, [1], 1, 0))) == 1
+    monkeypatch.setattr(loader, "MOST_READ_SECONDS", 0.05)
+    monkeypatch.setattr(loader, "ENDING_SECONDS", 5.0)
+    with pytest.raises(WorkerFailed):
+        list(ordered(compute, [1], 1, 0))
 
 
 def test_ordered_ends_its_threads_when_it_is_left_early():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,14 +15,25 @@ import nastier
 import numpy as np
 import pytest
 from decoding import Outcome, decode, tally
-from nasty import bad_files, good_pictures, grey_pictures, mutants, non_files, reference, reference_grey
+from nasty import (
+    bad_files,
+    good_pictures,
+    grey_pictures,
+    mutants,
+    non_files,
+    png_chunk,
+    png_rows,
+    reference,
+    reference_grey,
+)
 from small_run import shapes
 
 import mvcr_cli
 from mvcr_cli.config import AugmentConfig
+from mvcr_cli.data import structure
 from mvcr_cli.data.duplicates import read_fingerprints
 from mvcr_cli.data.folder import Sample
-from mvcr_cli.data.images import FORMATS, load_picture, read_size
+from mvcr_cli.data.images import FORMATS, PNG_SIGNATURE, load_picture, read_size
 from mvcr_cli.data.loader import PixelCache, Step, TrainingReader, evaluation_batches
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.errors import BadImage
@@ -78,6 +91,21 @@ def check_mutants(outcomes: list[Outcome], figure: Callable[[str], None]) -> Non
     assert set(found) <= REFUSALS
     assert 0.1 < decoded / len(outcomes) < 0.9
     assert largest < 1500
+
+
+def test_a_png_may_have_as_many_chunks_as_its_size_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libpng writes one for every 8 KiB, so a gigabyte has more than a hundred thousand."""
+    monkeypatch.setattr(structure, "MAX_CHUNKS", 10)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    raw = zlib.compress(png_rows(pixels), 1)
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 300, 200, 8, 2, 0, 0, 0))
+    pieces = [png_chunk(b"IDAT", raw[start : start + 8192]) for start in range(0, len(raw), 8192)]
+    assert len(pieces) > 20
+    (tmp_path / "long.png").write_bytes(PNG_SIGNATURE + header + b"".join(pieces) + png_chunk(b"IEND", b""))
+    assert np.array_equal(np.asarray(load_picture(tmp_path / "long.png").image), pixels)
+    (tmp_path / "empty.png").write_bytes(nastier.many_chunks(20))
+    with pytest.raises(BadImage, match="chunks"):
+        load_picture(tmp_path / "empty.png")
 
 
 def test_mutated_pictures_decode_or_are_refused(tmp_path: Path, figure: Callable[[str], None]) -> None:

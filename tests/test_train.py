@@ -21,6 +21,7 @@ from mvcr_cli.config import AugmentConfig, TrainConfig
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import clock as clock_module
 from mvcr_cli.engine import train as train_module
+from mvcr_cli.engine import validation as validation_module
 from mvcr_cli.engine.loss import class_weights, multi_scale_loss, soft_targets
 from mvcr_cli.engine.optim import load_optimiser_state, make_optimiser, optimiser_state
 from mvcr_cli.engine.rundir import RunDirectory
@@ -458,7 +459,7 @@ class Time:
 def test_a_run_with_a_budget_ends_inside_it(data, tmp_path, monkeypatch):
     """A step takes two seconds and a validation three, on a clock that only they move."""
     budget = 80.0
-    time, step, infer = Time(), Session.step, train_module.infer
+    time, step, infer = Time(), Session.step, validation_module.infer
 
     def slow_step(self: Session, *arguments: Any) -> torch.Tensor:
         time.now += 2
@@ -471,7 +472,7 @@ def test_a_run_with_a_budget_ends_inside_it(data, tmp_path, monkeypatch):
     monkeypatch.setattr(clock_module, "time", time)
     monkeypatch.setattr(train_module, "time", time)
     monkeypatch.setattr(Session, "step", slow_step)
-    monkeypatch.setattr(train_module, "infer", slow_infer)
+    monkeypatch.setattr(validation_module, "infer", slow_infer)
     epochs, end = trained(data, tmp_path / "run", imgsz=32, epochs=None, seconds=budget, started=time.now - 5)
     assert 0.75 * budget <= end.seconds <= budget
     assert end.stopped_by == "finished"

@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from small_run import settings, stop_at, trained
+from small_zoom import SIDE, ZOOM, needle, needles
 
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig, ExportConfig, ModelConfig, PredictConfig, ZoomConfig
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import MARGIN, _Search, cut_tiles, open_picture, propose
-from mvcr_cli.engine import train as train_module
+from mvcr_cli.engine import feed
 from mvcr_cli.engine.evaluate import evaluate, tile_reader
 from mvcr_cli.engine.export import export
 from mvcr_cli.engine.predict import predict
@@ -28,8 +29,6 @@ from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks
 from mvcr_cli.models.zoom import TileScorer, ZoomResNet, choose
 from mvcr_cli.records import Prediction, record
 
-SIDE = 320
-ZOOM = {"zoom_mode": "on", "tiles": 4, "tile_px": 32, "imgsz": 48}
 GLANCE = Preprocess(size=48)
 
 
@@ -40,32 +39,16 @@ def small_trunk() -> Iterator[None]:
         yield
 
 
-def needle(shape: str, seed: int, side: int = SIDE) -> tuple[Image.Image, tuple[int, int]]:
-    """A dark, noisy picture with a ring or a disc of 20 pixels somewhere, and its centre; no two tiles are the same."""
-    chance = np.random.default_rng([seed, *shape.encode()])
-    x, y = (int(edge) for edge in chance.integers(30, side - 30, 2))
-    rows, columns = np.mgrid[:side, :side]
-    distance = np.hypot(rows - y, columns - x)
-    ink = (distance < 10) & ((distance > 6) | (shape == "disc"))
-    pixels = np.where(ink, 240, chance.integers(0, 40, ink.shape)).astype(np.uint8)[..., None].repeat(3, 2)
-    return Image.fromarray(pixels), (x, y)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("needles") / "data"
-    for shape in ("disc", "ring"):
-        (root / shape).mkdir(parents=True)
-        for number in range(16):
-            needle(shape, number)[0].save(root / shape / f"{number:03d}.png")
-    return root
+    return needles(tmp_path_factory.mktemp("needles") / "data")
 
 
 @pytest.fixture(scope="module")
 def lessons() -> Iterator[None]:
     """The network's own proposal is renewed before the second epoch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "lessons", lambda epoch: int(epoch >= 1))
+        patch.setattr(feed, "lessons", lambda epoch: int(epoch >= 1))
         yield
 
 
@@ -254,14 +237,12 @@ def test_a_plain_network_explains_with_a_map_a_view(data, tmp_path):
         assert sheet.size == (3 * 1024, 1024)  # the picture and two views
 
 
-def test_large_pictures_turn_the_zoom_on(data, tmp_path):
+def test_large_pictures_turn_the_zoom_on(data):
     auto = settings(data, None)
-    assert zoom_mode(auto, "mvcr14n", 1500, 128) == "on"
-    assert zoom_mode(auto, "mvcr14n", 1000, 128) == "off"
-    assert zoom_mode(auto, "mvcr18", 1500, 512) == "off"
-    assert zoom_mode(auto, "cnn", 1500, 128) == "off"
-    with pytest.raises(UsageError, match="cnn"):
-        zoom_mode(settings(data, None, zoom_mode="on"), "cnn", 1500, 128)
+    assert zoom_mode(auto, 1500, 128) == "on"
+    assert zoom_mode(auto, 1000, 128) == "off"
+    assert zoom_mode(auto, 1500, 512) == "off"
+    assert zoom_mode(settings(data, None, model="cnn"), 1500, 128) == "off"
 
 
 def test_turning_the_zoom_on_is_said(data, tmp_path):

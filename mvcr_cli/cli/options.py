@@ -1,4 +1,4 @@
-"""Every option once: its names, its type, its help. Defaults come from `config.py`, where the commands pass them in.
+"""Every option once: its names, its type, its help. Defaults come from `config`, where the commands pass them in.
 
 An option's parameter in a command has the name of the config field that it fills.
 """

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
+from mvcr_cli.config import MEBIBYTE
 from mvcr_cli.data.images import HEIC_ADVICE, IMAGE_SUFFIXES, open_error, open_regular
 from mvcr_cli.errors import BadImage, DataError, InputMissing, MvcrError, NotPermitted
 from mvcr_cli.paths import display_name
@@ -20,8 +22,10 @@ from mvcr_cli.records import Problem
 
 LAYOUTS = "expected DATA/<class>/ with pictures, or DATA/train/<class>/ with val/ and test/ beside train/"
 
-MEBIBYTE = 1 << 20
 WHOLE_BYTES = 4 * MEBIBYTE  # files up to this are hashed in full
+UNCOMPRESSED_BYTES = 1 << 30
+# BMP, PPM and TIFF: a small thing in a large picture changes a few bytes there, and neither the size nor what follows.
+_UNCOMPRESSED = re.compile(rb"BM|P[1-7f]|II[*+]\0|MM\0[*+]", re.IGNORECASE)
 READ_THREADS = 8  # for slow and remote disks
 _CHUNK = 64
 
@@ -131,10 +135,16 @@ def _read_content(path: str) -> Content | Problem:
 
 
 def _digest(file: BufferedReader, size: int) -> str:
-    """BLAKE2b-128 of a file: of all bytes up to 4 MiB, else of its size and its first, middle and last MiB."""
+    """BLAKE2b-128 of a file: of all bytes up to 4 MiB, else of its size and its first, middle and last MiB.
+
+    Formats without compression are hashed in full up to 1 GiB.
+    """
     state = hashlib.blake2b(digest_size=16)
-    if size <= WHOLE_BYTES:
-        state.update(file.read(WHOLE_BYTES))
+    head = file.read(4)
+    file.seek(0)
+    if size <= (UNCOMPRESSED_BYTES if _UNCOMPRESSED.match(head) else WHOLE_BYTES):
+        while block := file.read(MEBIBYTE):
+            state.update(block)
     else:
         state.update(b"%d" % size)
         for start in (0, (size - MEBIBYTE) // 2, size - MEBIBYTE):

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mvcr_cli.config import MEBIBYTE, READ_SECONDS, AugmentConfig
+from mvcr_cli.config import MEBIBYTE, MOST_READ_SECONDS, READ_SECONDS, AugmentConfig
 from mvcr_cli.data.augment import augment
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
@@ -40,6 +40,7 @@ from mvcr_cli.records import Problem
 
 T = TypeVar("T")
 R = TypeVar("R")
+BUSY_SHARE = 0.1  # of the waiting time, in processor time of all threads, from which on a reading is at work
 ENDING_SECONDS = 10.0  # for threads to finish what they read, when a reading ends early
 Item = tuple[NDArray[np.uint8], int, str, Tiles | None]  # pixels, label, path, tiles of a large picture
 
@@ -251,7 +252,8 @@ def _stack(found: list[tuple[Tensor, Tiles | None]], preprocess: Preprocess) -> 
 def ordered(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[tuple[T, R]]:
     """`(item, function(item))` in the items' order, computed by threads at most `ahead` items in advance.
 
-    Raises: WorkerFailed when one item takes longer than READ_SECONDS; what `function` raises, with the item's name noted.
+    Raises: WorkerFailed when one item takes longer than READ_SECONDS without any arithmetic, or than
+        MOST_READ_SECONDS; what `function` raises, with the item's name noted.
     """
     waiting: deque[tuple[T, Future[R]]] = deque()
     tasks: SimpleQueue[tuple[T, Future[R]] | None] = SimpleQueue()
@@ -299,16 +301,22 @@ def _noting(function: Callable[[T], R], item: T) -> R:
 
 def _first(waiting: deque[tuple[T, Future[R]]]) -> tuple[T, R]:
     item, future = waiting[0]
-    try:
-        result = future.result(READ_SECONDS)
-    except TimeoutError:
-        if future.done():  # its own, not that of the wait
-            raise
-        hanging = ", ".join(_named(item) for item, future in waiting if future.running())
-        raise WorkerFailed(
-            f"reading takes longer than {READ_SECONDS:g} s: {hanging}",
-            "is the disk or the network folder there? take these files out if they are at fault",
-        ) from None
+    began, worked = time.monotonic(), time.process_time()
+    while True:
+        try:
+            result = future.result(READ_SECONDS)
+            break
+        except TimeoutError:
+            if future.done():  # its own, not that of the wait
+                raise
+            before, worked = worked, time.process_time()
+            if worked - before > BUSY_SHARE * READ_SECONDS and time.monotonic() - began < MOST_READ_SECONDS:
+                continue  # decoding a picture of a gigapixel; a dead disk gives nothing to compute
+            hanging = ", ".join(_named(item) for item, future in waiting if future.running())
+            raise WorkerFailed(
+                f"reading takes longer than {READ_SECONDS:g} s: {hanging}",
+                "is the disk or the network folder there? take these files out if they are at fault",
+            ) from None
     waiting.popleft()
     return item, result
 

@@ -15,7 +15,8 @@ from mvcr_cli.errors import BadImage
 
 MAX_SCANS = 100  # encoders write about ten
 MAX_JPEG_METADATA = 16 << 20  # bytes before the first scan
-MAX_CHUNKS = 100_000  # of a PNG; encoders write one for every 4 KiB or more
+MAX_CHUNKS = 100_000  # of a PNG ...
+MEAN_CHUNK_BYTES = 4096  # ... or more where the file is so large: encoders write one for every 8 KiB and more
 _CHUNK_BYTES = 12  # the least: length, kind and checksum
 _BLOCK = 1 << 20
 _MAX_JPEG = 256 << 20  # bytes looked at closely
@@ -34,7 +35,7 @@ def check_structure(file: BufferedReader, file_bytes: int) -> None:
     if head.startswith(b"\xff\xd8\xff"):
         _check_jpeg(file)
     elif head == b"\x89PNG\r\n\x1a\n" and file_bytes > MAX_CHUNKS * _CHUNK_BYTES:
-        _check_png(file)
+        _check_png(file, max(MAX_CHUNKS, file_bytes // MEAN_CHUNK_BYTES))
     file.seek(0)
 
 
@@ -76,12 +77,12 @@ def _scans(data: bytes) -> int:
     return scans
 
 
-def _check_png(file: BufferedReader) -> None:
+def _check_png(file: BufferedReader, most: int) -> None:
     position = 8
-    for _ in range(MAX_CHUNKS):
+    for _ in range(most):
         file.seek(position)
         header = file.read(8)
         if len(header) < 8 or header[4:] == b"IEND":
             return
         position += _CHUNK_BYTES + struct.unpack(">I", header[:4])[0]
-    raise BadImage("corrupt", f"more than {MAX_CHUNKS:,} chunks")
+    raise BadImage("corrupt", f"more than {most:,} chunks")

@@ -10,6 +10,7 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.huge import open_huge
 from mvcr_cli.data.images import HUGE_ABOVE, load_picture
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey
+from mvcr_cli.data.trail import Trail
 from mvcr_cli.data.turning import Box
 from mvcr_cli.errors import BadImage
 from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks, local_maxima, salience
@@ -160,10 +162,11 @@ class TileReader:
     Args:
         preprocess: of the network; the glance is read at twice its size, so that the resize that follows filters.
         megabytes: cap of the cache in MiB.
+        trail: where to note what is being decoded.
     """
 
-    def __init__(self, zoom: ZoomConfig, preprocess: Preprocess, megabytes: int) -> None:
-        self.zoom, self.preprocess = zoom, preprocess
+    def __init__(self, zoom: ZoomConfig, preprocess: Preprocess, megabytes: int, trail: Trail | None = None) -> None:
+        self.zoom, self.preprocess, self.trail = zoom, preprocess, trail
         self.cap, self.used = megabytes * MEBIBYTE, 0
         self.problems: dict[str, Problem] = {}
         self.finder: Finder | None = None
@@ -183,7 +186,8 @@ class TileReader:
         if sample.path in self.problems:
             return None, None
         try:
-            with open_picture(sample.path) as picture:
+            noted = nullcontext() if self.trail is None else self.trail.reading(sample.path)
+            with noted, open_picture(sample.path) as picture:
                 found = self.look(picture)
         except BadImage as bad:
             self.problems[sample.path] = Problem(path=sample.path, code=bad.code, detail=bad.detail)
@@ -318,12 +322,18 @@ def _spread(size: tuple[int, int], count: int, octaves: int) -> list[tuple[float
 
 
 def _box(x: float, y: float, octave: int, tile_px: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The tile around a centre, moved so that it and its margin lie inside of a picture that is large enough."""
+    """The tile around a centre, moved so that it and its margin lie inside of a picture that is large enough.
+
+    A smaller picture stands in its middle.
+    """
     side, margin = tile_px << octave, MARGIN << octave
-    left, top = (
-        max(margin, min(length - side - margin, int(np.floor(centre - side / 2 + 0.5))))
-        for centre, length in zip((x, y), size, strict=True)
-    )
+
+    def first(centre: float, length: int) -> int:
+        if length < side + 2 * margin:
+            return (length - side) // 2
+        return max(margin, min(length - side - margin, int(np.floor(centre - side / 2 + 0.5))))
+
+    left, top = first(x, size[0]), first(y, size[1])
     return left, top, left + side, top + side
 
 

@@ -18,7 +18,7 @@ from mvcr_cli.engine import Say, default_workers, pick_precision
 from mvcr_cli.engine.evaluate import split_record
 from mvcr_cli.engine.loss import class_weights
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
-from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, stem_for
+from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, is_large, stem_for
 from mvcr_cli.engine.rundir import FORMAT_VERSION, RunDirectory
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, for_classes, starting_weights
@@ -111,14 +111,23 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
         f"views {', '.join(map(factor_text, model.scales))}{_layers_text(settings.layers)}, batch "
         f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
     )
-    if model.zoom is not None:
+    if text := _zoom_text(config, settings.imgsz, prepared, model.zoom):
+        say(text)
+    return session
+
+
+def _zoom_text(config: TrainConfig, imgsz: int, prepared: Prepared, zoom: ZoomConfig | None) -> str:
+    """That the run zooms and why, or why it does not although its pictures are large."""
+    if zoom is not None:
         width, height = prepared.sides
         why = f"median {width}x{height} px" if config.zoom_mode == "auto" else "as asked"
-        say(
-            f"zoom: on ({why}): a glance of {settings.imgsz} px, and the best {model.zoom.tiles} of "
-            f"{model.zoom.candidates} tiles of {model.zoom.tile_px} px; --zoom off looks at the whole only"
+        return (
+            f"zoom: on ({why}): a glance of {imgsz} px, and the best {zoom.tiles} of {zoom.candidates} tiles of "
+            f"{zoom.tile_px} px; --zoom off looks at the whole only"
         )
-    return session
+    if config.zoom_mode == "auto" and config.zoom_hindrance and is_large(prepared.longer, imgsz):
+        return f"zoom: off although the pictures are large: it does not go with {config.zoom_hindrance}"
+    return ""
 
 
 def zoom_of(settings: TrainConfig) -> ZoomConfig | None:
@@ -166,12 +175,12 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
 
     Raises: ConfigMismatch that names the first contradiction.
     """
-    was = stored["train"]
+    was = {"zoom_mode": "off"} | stored["train"]  # runs from before there was zoom do not tell
     # The number of threads decides in which order sums are made, and with that the last bits of a result.
     keys = ("model", "imgsz", "scales", "tiles", "tile_px", "batch", "epochs", "lr", "threads")
     fitted = {key: was.get(key) for key in keys if getattr(config, key) is None}
     if config.zoom_mode == "auto":
-        fitted["zoom_mode"] = was.get("zoom_mode", "off")  # runs from before there was zoom
+        fitted["zoom_mode"] = was["zoom_mode"]
     try:
         fitted |= {"scales": tuple(fitted["scales"])} if fitted.get("scales") else {}
         config = replace(config, **fitted, workers=default_workers(config.workers))

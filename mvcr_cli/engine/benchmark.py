@@ -33,6 +33,7 @@ from mvcr_cli.engine import (
     silent,
 )
 from mvcr_cli.engine.contenders import EagerContender, Entry, Machine, OnnxContender, looks_of, plain_config, untrained
+from mvcr_cli.engine.evaluate import tile_reader
 from mvcr_cli.engine.measure import Times, interleaved, peak_memory, refusing_out_of_memory, restart_resident_peak
 from mvcr_cli.engine.prepare import stem_for
 from mvcr_cli.engine.reading import reading_speeds, sample_pictures
@@ -93,6 +94,10 @@ class Subject:
     def config(self, size: int) -> ModelConfig:
         return self.run.config if self.run else config_for(self.name, self.classes, stem=stem_for(size))
 
+    @property
+    def zooms(self) -> bool:
+        return self.run is not None and self.run.config.zoom is not None
+
 
 def choose(config: BenchmarkConfig, say: Say = say_nothing) -> list[Subject]:
     """The run and the named models, each once; a plain ResNet that is another's twin comes with that one."""
@@ -104,7 +109,7 @@ def choose(config: BenchmarkConfig, say: Say = say_nothing) -> list[Subject]:
                 f"{display_name(path)} is an exported file", "name its run: that is timed in onnxruntime as well"
             )
         run = Checkpoint.load(path)
-        say(f"run: {display_name(path)}, {run.config.name} at its own {run.preprocess.size} px")
+        say(f"run: {display_name(path)}, {run.config.name} at its own {run.preprocess.size} px{_tiles_text(run)}")
         subjects.append(Subject(run.config.name, (run.preprocess.size,), run.config.classes, run))
     names = config.models or (() if subjects else DEFAULT_MODELS)
     twins = {plain_twin(name) for name in names}
@@ -128,6 +133,10 @@ class Bench:
     def onnx(self) -> bool:
         return self.config.onnx and self.machine.device.type == "cpu" and _has_onnxruntime()
 
+    def exports(self, subject: Subject) -> bool:
+        """Whether it is timed in onnxruntime, too; a network that zooms is several graphs."""
+        return self.onnx and not subject.zooms
+
     def begin(self) -> None:
         """Say under which conditions is measured, and load what the first network would be charged for."""
         device, threads, rounds = self.machine.device.type, self.machine.threads, self.config.rounds
@@ -148,7 +157,7 @@ class Bench:
             twins = 0 if plain_twin(subject.name) is None else 1
             for size in subject.sizes:
                 eager = len(looks_of(subject.config(size), size)) + twins
-                rows += eager + (1 + twins if self.onnx else 0)
+                rows += eager + (1 + twins if self.exports(subject) else 0)
         return rows * len(self.batches)
 
     def rows(self, subjects: Sequence[Subject]) -> Iterator[BenchmarkRow]:
@@ -156,7 +165,7 @@ class Bench:
             for size in subject.sizes:
                 entries = subject.entries(size)
                 exported = [entry for entry in entries if entry.look == "all"]
-                graphs = _graphs(exported) if self.onnx else []
+                graphs = _graphs(exported) if self.exports(subject) else []
                 for batch in self.batches:
                     what = f"{subject.name}, {size} px, batch {batch}"
                     with refusing_out_of_memory(what, self.machine.device):
@@ -232,7 +241,8 @@ class Bench:
             with refusing_out_of_memory(f"{entry.name}, {entry.size} px, batch {batch}", self.machine.device):
                 contender = EagerContender.ready(entry, batch, self.machine, trains=True)
                 speed = self._training([contender])[0].per_second(batch)
-        read = reading_speeds(samples, entry.checkpoint.preprocess, batch, self.config.workers, self.say)
+        zoom = tile_reader(entry.checkpoint.network(), entry.checkpoint.preprocess, 0)
+        read = reading_speeds(samples, entry.checkpoint.preprocess, batch, self.config.workers, self.say, zoom)
         return LoaderReport(
             images=read.images,
             decode_images_per_second=read.decode,
@@ -240,6 +250,13 @@ class Bench:
             train_images_per_second=speed,
             bottleneck="loader" if read.loader < speed else "network",
         )
+
+
+def _tiles_text(run: Checkpoint) -> str:
+    zoom = run.config.zoom
+    if zoom is None:
+        return ""
+    return f" and {zoom.tiles} of {zoom.candidates} tiles of {zoom.tile_px} px; its several graphs are not timed in onnxruntime"
 
 
 def _has_onnxruntime() -> bool:

@@ -15,11 +15,14 @@ from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import Look, ModelConfig, TrainConfig
 from mvcr_cli.data.loader import Batch
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.data.tiles import MARGIN, TileBatch
 from mvcr_cli.engine import autocast
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.session import Session
-from mvcr_cli.models import Network, build, mac_count, parameter_count, plain_twin, useful_scales
+from mvcr_cli.engine.zoom_step import look
+from mvcr_cli.models import Network, build, mac_count_of, parameter_count, plain_twin, useful_scales
 from mvcr_cli.models.mvcr import MultiScaleResNet, trunk_side
+from mvcr_cli.models.zoom import ZoomResNet
 
 LEARNING_RATE = 1e-3
 
@@ -48,12 +51,13 @@ class Entry:
     @classmethod
     def of(cls, checkpoint: Checkpoint, look: Look = "all") -> Entry:
         with torch.device("meta"):  # counting needs no arithmetic
-            network = looking(build(checkpoint.config), look)
+            network = looking(build(checkpoint.config), look).eval()
+            size = checkpoint.preprocess.size
             if look == "auto":  # its choice needs numbers: count the cheapest view instead
-                network.look, size = "1", round(checkpoint.preprocess.size * cheapest_scale(network, checkpoint))
-            else:
-                size = checkpoint.preprocess.size
-        return cls(checkpoint, look, parameter_count(network), mac_count(network, size))
+                network.look, size = "1", round(size * cheapest_scale(network, checkpoint))
+            x, tiles = torch.zeros(1, 3, size, size), some_tiles(checkpoint.config, 1)
+            mac = mac_count_of(lambda: judge(network, x, tiles, checkpoint.preprocess))
+        return cls(checkpoint, look, parameter_count(network), mac)
 
     @property
     def name(self) -> str:
@@ -67,7 +71,9 @@ class Entry:
 def looks_of(config: ModelConfig, size: int) -> tuple[Look, ...]:
     """The ways to look through a network at `size` pixels that differ."""
     scales = useful_scales(config.scales, trunk_side(size, config.detail), config.stem)
-    return ("all", "1", "auto") if len(scales) > 1 else ("all",)
+    if len(scales) == 1:
+        return ("all",)
+    return ("all", "1", "auto") if config.zoom is None else ("all", "1")
 
 
 def looking(network: Network, look: Look) -> Network:
@@ -90,7 +96,23 @@ def plain_config(config: ModelConfig) -> ModelConfig | None:
     if name is None:
         return None
     plain = replace(config, name=name, scales=(1.0,), blur=False, gem=False, heads=False)
-    return replace(plain, sacs=(), detail=False, sift=False)
+    return replace(plain, sacs=(), detail=False, sift=False, zoom=None)
+
+
+def some_tiles(config: ModelConfig, batch: int) -> TileBatch | None:
+    """Candidates of black pictures, on torch's default device; None for a network that does not zoom."""
+    if config.zoom is None:
+        return None
+    count, side = config.zoom.candidates, config.zoom.tile_px + 2 * MARGIN
+    return TileBatch(torch.zeros(batch, count, 3, side, side, dtype=torch.uint8), torch.zeros(batch, count))
+
+
+def judge(network: Network, x: Tensor, tiles: TileBatch | None, preprocess: Preprocess) -> None:
+    """Whatever a network computes for a verdict."""
+    if isinstance(network, ZoomResNet) and tiles is not None:
+        look(network, x, tiles, preprocess)
+    else:
+        network(x)
 
 
 def untrained(config: ModelConfig, preprocess: Preprocess) -> Checkpoint:
@@ -107,6 +129,8 @@ class EagerContender:
     machine: Machine
     batch: Batch
     x: Tensor  # N x 3 x S x S, normalised, on the device
+    tiles: TileBatch | None  # on the device
+    preprocess: Preprocess
     session: Session | None
 
     @classmethod
@@ -115,11 +139,14 @@ class EagerContender:
         network = looking(entry.checkpoint.network(), entry.look)
         network = network.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         pictures = torch.from_numpy(random_pictures(batch, entry.size))
+        tiles = some_tiles(entry.checkpoint.config, batch)
         x = preprocess.normalise(pictures.to(machine.device).permute(0, 3, 1, 2))
         return cls(
             network=network,
             machine=machine,
-            batch=Batch(pictures, torch.arange(batch) % entry.checkpoint.config.classes, ()),
+            batch=Batch(pictures, torch.arange(batch) % entry.checkpoint.config.classes, (), tiles),
+            tiles=None if tiles is None else tiles.to(machine.device),
+            preprocess=preprocess,
             x=x.contiguous(memory_format=torch.channels_last),
             session=training_session(network, preprocess, machine) if trains else None,
         )
@@ -127,7 +154,7 @@ class EagerContender:
     @torch.inference_mode()
     def forward(self) -> None:
         with autocast(self.machine.device, self.machine.dtype):
-            self.network(self.x)
+            judge(self.network, self.x, self.tiles, self.preprocess)
 
     def train(self) -> None:
         assert self.session is not None

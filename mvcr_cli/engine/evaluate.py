@@ -19,6 +19,7 @@ from mvcr_cli.data.folder import Sample, find_evaluation, relabel, scan
 from mvcr_cli.data.loader import Input, PixelCache, ZoomInput, evaluation_batches
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import TileReader
+from mvcr_cli.data.trail import Trail
 from mvcr_cli.engine import (
     Say,
     Stop,
@@ -143,11 +144,13 @@ def look_through(network: Network, views: Look) -> None:
     network.look = views
 
 
-def tile_reader(network: Network, preprocess: Preprocess, megabytes: int) -> TileReader | None:
-    """What reads pictures for a network that zooms; None for any other."""
+def tile_reader(
+    network: Network, preprocess: Preprocess, megabytes: int, trail: Trail | None = None
+) -> TileReader | None:
+    """What reads pictures for a network that zooms; None for any other. See `TileReader`."""
     if not isinstance(network, ZoomResNet):
         return None
-    reader = TileReader(network.zoom, preprocess, megabytes)
+    reader = TileReader(network.zoom, preprocess, megabytes, trail)
     reader.search_with(network.learned_proposal())
     return reader
 

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.errors import CannotCreate
 from mvcr_cli.models.mvcr import MultiScaleResNet
-from mvcr_cli.models.scale_set import make_view
-from mvcr_cli.paths import write_error, write_whole
+from mvcr_cli.paths import display_name, write_error, write_whole
 from mvcr_cli.records import Tile
 
 Heat = NDArray[np.float32]  # (H, W), 0 nothing .. 1 most
@@ -30,15 +30,17 @@ _RAMP = np.array([(30, 60, 255), (0, 220, 220), (120, 255, 60), (255, 220, 0), (
 
 @torch.inference_mode()
 def activation_maps(network: MultiScaleResNet, x: Tensor, classes: NDArray[np.int64]) -> list[list[Heat]]:
-    """Where every view sees its picture's class: the last layer's weights on the map before pooling.
+    """Where every view that decides sees its picture's class: the last layer's weights on the map before pooling.
 
     Shape: (N, 3, S, S), (N,) -> N lists of one (S, S) map a view, the one at scale 1 first.
     Sources: Zhou et al. 2016 (arXiv 1512.04150).
     """
     weights = network.fc.weight[torch.from_numpy(classes).to(x.device)].float()  # N x C
     maps: list[list[Heat]] = [[] for _ in classes]
-    for view in network.views_at(min(x.shape[-2:])):
-        features = network.features(make_view(x, network.config.scales[view]), view)[2].float()  # N x C x h x w
+    views = network.views_at(min(x.shape[-2:]))
+    for view in views[:1] if network.look == "1" else views:
+        own, detail = network.view_of(x, view)
+        features = network.view_features(own, view, detail)[2].float()  # N x C x h x w
         heat = torch.einsum("nchw,nc->nhw", features, weights).clamp(min=0)
         heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-8)
         full = F.interpolate(heat[:, None], x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -83,8 +85,17 @@ def draw_tiles(image: Image.Image, tiles: Sequence[Tile], size: tuple[int, int])
     return sheet
 
 
-def make_folder(folder: Path) -> None:
-    """Raises: WriteFailed, CannotCreate, NotPermitted."""
+def make_folder(folder: Path, inputs: Sequence[str]) -> None:
+    """Make the folder of the explanations, none of which may become an input.
+
+    Raises: WriteFailed, CannotCreate, NotPermitted.
+    """
+    for entry in inputs:
+        if os.path.isdir(entry) and folder.resolve().is_relative_to(Path(entry).resolve()):
+            raise CannotCreate(
+                f"the explanations would be written among the pictures of {display_name(entry)}",
+                "choose an --explain folder outside of it",
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -99,6 +110,11 @@ def save(image: Image.Image, folder: Path, source: str) -> str:
     image.save(buffer, "PNG")
     write_whole(path, buffer.getvalue())
     return str(path)
+
+
+def for_panel(image: Image.Image) -> Image.Image:
+    """The picture as small as it may be kept until it is drawn."""
+    return image.reduce(max(1, max(image.size) // PANEL))
 
 
 def _panel(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from mvcr_cli.checkpoint import Checkpoint
+from mvcr_cli.checkpoint import Checkpoint, pack
 from mvcr_cli.config import ExportConfig
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
@@ -123,7 +124,7 @@ def first_view(checkpoint: Checkpoint) -> Checkpoint:
 def _export_zoom(config: ExportConfig, checkpoint: Checkpoint, folder: Path | None, weights: Path, target: Path,
                  track: Track) -> ExportReport:  # fmt: skip
     """The three ONNX files of a zooming network, when together they do what the run does."""
-    from mvcr_cli.engine.export_zoom import OnnxZoomPredictor, compare_files, part_path, zoom_files
+    from mvcr_cli.engine.export_zoom import PARTS, OnnxZoomPredictor, compare_files, part_path, zoom_files
     from mvcr_cli.engine.predict import TorchPredictor
 
     if config.format != "onnx":
@@ -133,9 +134,10 @@ def _export_zoom(config: ExportConfig, checkpoint: Checkpoint, folder: Path | No
     require_onnx()
     network = checkpoint.network()
     facts = {"classes": checkpoint.classes, "preprocess": checkpoint.preprocess.to_dict(),
-             "model": checkpoint.config.to_dict(), "lessons": int(getattr(network, "lessons", 0))}  # fmt: skip
+             "model": checkpoint.config.to_dict(), "lessons": int(getattr(network, "lessons", 0)),
+             "weights": hashlib.sha256(pack(checkpoint.tensors, {})).hexdigest()}  # fmt: skip
     files = zoom_files(checkpoint, partial(_traced, facts=facts, checkpoint=checkpoint))
-    paths = {part_path(target, part): raw for part, raw in files.items()}
+    paths = (part_path(target, part) for part in files)
     if not config.overwrite and (there := next((path for path in paths if path.exists()), None)):
         raise CannotCreate(f"{display_name(there)} exists", "replace it with --overwrite, or choose another --out")
     samples = _checked_samples(folder, checkpoint, config.images)
@@ -156,8 +158,8 @@ def _export_zoom(config: ExportConfig, checkpoint: Checkpoint, folder: Path | No
         tolerance=config.tolerance,
     )
     _refuse_disagreement(report)
-    for path, raw in sorted(paths.items(), reverse=True):  # the file that names the run comes last
-        write_whole(path, raw)
+    for part in (*PARTS, ""):  # the file that names the run comes last
+        write_whole(part_path(target, part), files[part])
     return report
 
 

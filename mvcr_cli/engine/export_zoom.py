@@ -29,7 +29,7 @@ from mvcr_cli.engine.onnx_predictor import Worker, as_probabilities, exported_cl
 from mvcr_cli.engine.predict import Predictor, tile_records
 from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.errors import BadImage, CheckpointError, ConfigMismatch, UsageError
-from mvcr_cli.models.zoom import ZoomResNet
+from mvcr_cli.models.zoom import TileScorer, ZoomResNet
 from mvcr_cli.paths import display_name
 
 PARTS = ("encoder", "finder")
@@ -120,6 +120,8 @@ class _Finder:
 
     def __call__(self, x: Tensor) -> Tensor:
         (scores,) = self._graph.run(1, strip=x.numpy())
+        if scores.shape != TileScorer.shape(x.shape):
+            raise self._graph.refusal()
         return torch.from_numpy(scores.astype(np.float32))
 
 
@@ -141,6 +143,7 @@ class OnnxZoomPredictor:
             raise CheckpointError(
                 f"{bag.shown} and the files beside it are not of one export", "export the run again: mvcr export"
             )
+        self._zoom = config.zoom
         self._reader = TileReader(config.zoom, preprocess, 0)
         if learned:
             self._reader.search_with(_Finder(finder))
@@ -177,16 +180,15 @@ class OnnxZoomPredictor:
         shape = (*ready.tiles.pixels.shape[:3], 3)
         candidates = np.broadcast_to(ready.tiles.pixels, shape)[None]
         features, chosen = self._encoder.run(2, tiles=candidates, prior=ready.tiles.prior[None])
+        places = 1, self._zoom.tiles
+        if chosen.shape != places or not np.isin(chosen, np.arange(self._zoom.candidates)).all():
+            raise self._encoder.refusal()
         rows, weights, own = self._bag.run(3, images=ready.input[None], features=features)
         row = as_probabilities(rows, len(self.classes), self._bag.shown)
-        count = chosen.shape[-1]
-        known = np.isin(chosen, np.arange(len(ready.tiles.prior))).all()
-        if (chosen.shape, weights.shape, own.shape) != (
-            (1, count),
-            (1, count),
-            (1, count, len(self.classes)),
-        ) or not known:
-            raise CheckpointError(f"{self._bag.shown} does not give what an exported file gives")
+        if weights.shape != places or own.shape != (*places, len(self.classes)):
+            raise self._bag.refusal()
+        if not np.isfinite(weights).all() or not np.isfinite(own).all():
+            raise self._bag.refusal()
         return Verdict(row, tile_records(ready, chosen[0].astype(np.int64), weights[0], own[0], self.classes))
 
 

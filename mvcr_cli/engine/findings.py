@@ -16,12 +16,15 @@ from typing import Any
 from mvcr_cli.config import MEBIBYTE, TrainConfig
 from mvcr_cli.data.duplicates import Fingerprint, find_alike, read_fingerprints
 from mvcr_cli.data.folder import Sample, conflicts, leaks
+from mvcr_cli.data.images import read_size
 from mvcr_cli.engine import Track, available_cores
+from mvcr_cli.errors import BadImage
 from mvcr_cli.paths import display_name, to_json, write_whole
 from mvcr_cli.records import PicturePair, Problem, record
 
 START_PICTURES = 5_000  # looked at before a training ...
-START_BYTES = 64 * MEBIBYTE  # ... and at most this much of files
+START_BYTES = 64 * MEBIBYTE  # ... and at most this much of files ...
+START_PIXELS = 500_000_000  # ... and this many pixels, which a small file of a large picture costs
 COMPARED = 50_000  # pictures among which copies are looked for; the work grows with the square
 NAMES_SHOWN = 20
 # Findings that --strict lets pass.
@@ -74,13 +77,15 @@ def _most_telling(train: Sequence[Sample], val: Sequence[Sample]) -> list[Sample
 
 def _affordable(samples: Sequence[Sample]) -> int:
     """How many of the first pictures a training may look at before it starts."""
-    size = 0
+    size, pixels = 0, 0
     for count, sample in enumerate(samples[:START_PICTURES]):
         try:
             size += os.stat(sample.path).st_size
-        except OSError:  # gone since it was indexed; decoding says so
+            width, height = read_size(sample.path)
+        except (OSError, BadImage):  # decoding says so
             continue
-        if size > START_BYTES:
+        pixels += width * height
+        if size > START_BYTES or pixels > START_PIXELS:
             return count
     return min(len(samples), START_PICTURES)
 

@@ -34,6 +34,8 @@ _ENVIRONMENT = frozenset(
     {"PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
 )
 
+ENDING_SECONDS = 1.0  # for a process that has closed its pipes
+
 if TYPE_CHECKING:
     from mvcr_cli.engine.predict import Predictor
 
@@ -116,6 +118,7 @@ class Worker:
 
     def __init__(self, raw: bytes, shown: str) -> None:
         self.shown, self._lock = shown, threading.Lock()  # reader threads may ask for the learned proposal
+        self._failure: str | None = None
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         # The same packages as here, and never the current folder.
         environment["PYTHONPATH"] = os.pathsep.join(folder for folder in sys.path if os.path.isabs(folder))
@@ -125,7 +128,10 @@ class Worker:
             start_new_session=True,  # Ctrl-C is for this process, which then ends that one
         )  # fmt: skip
         self._ended = weakref.finalize(self, _end, self._process)
-        self.facts: Any = json.loads(self._ask(raw))
+        try:
+            self.facts: Any = json.loads(self._ask(raw))
+        except (ValueError, RecursionError) as error:
+            raise self.refusal() from error
 
     def run(self, count: int, **inputs: NDArray[np.generic]) -> list[NDArray[np.generic]]:
         """The first `count` outputs for some inputs by name.
@@ -135,17 +141,23 @@ class Worker:
         arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         described = {name: [array.dtype.name, array.shape] for name, array in arrays.items()}
         with self._lock:
-            answer = self._ask(json.dumps(described).encode(), *(array.data.cast("B") for array in arrays.values()))
+            answer = self._ask(json.dumps(described).encode(), *map(_bytes, arrays.values()))
         try:
             outputs = onnx_worker.unpack(answer)[:count]
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             outputs = []
         if len(outputs) < count:
-            raise CheckpointError(f"{self.shown} does not give what an exported file gives")
+            raise self.refusal()
         return outputs
+
+    def refusal(self) -> CheckpointError:
+        """For answers that an exported file never gives."""
+        return CheckpointError(f"{self.shown} does not give what an exported file gives")
 
     def _ask(self, *messages: bytes | memoryview) -> bytes:
         """The answer to one request."""
+        if self._failure is not None:  # at a request of another thread
+            raise CheckpointError(self._failure)
         late, process = threading.Event(), self._process
 
         def stop() -> None:  # does not know this object, whose end is the end of the process
@@ -163,17 +175,28 @@ class Worker:
         finally:
             timer.cancel()
         if answer is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may be alive, with more to say than is allowed
+                process.wait(ENDING_SECONDS)
+            code = process.returncode
             self._ended()
-            raise CheckpointError(f"{self.shown} {_reason(late.is_set(), self._process.returncode)}")
+            self._failure = f"{self.shown} {_reason(late.is_set(), code)}"
+            raise CheckpointError(self._failure)
         if not answer.startswith(b"+"):
             raise CheckpointError(*_refusal(self.shown, answer[1:]))
         return answer[1:]
 
 
+def _bytes(array: NDArray[np.generic]) -> memoryview:
+    """The numbers of an array, also where there are none."""
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
 def _reason(late: bool, code: int | None) -> str:
     if late:
         return f"takes longer than {onnx_worker.SECONDS} s; it was stopped"
-    if code is not None and code < 0:
+    if code is None:
+        return f"gives more than the {onnx_worker.LONGEST_ANSWER >> 20} MiB that an answer may have"
+    if code < 0:
         return f"took down the process that runs it: {signal.Signals(-code).name}"
     return "took down the process that runs it"
 

@@ -34,7 +34,7 @@ from mvcr_cli.engine import (
     silent,
 )
 from mvcr_cli.engine.evaluate import look_through, probabilities_of, tile_reader
-from mvcr_cli.engine.explain import activation_maps, draw_tiles, draw_views, make_folder, save
+from mvcr_cli.engine.explain import activation_maps, draw_tiles, draw_views, for_panel, make_folder, save
 from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.engine.zoom_step import Glimpse, look
 from mvcr_cli.errors import BadImage, ConfigMismatch, InputMissing, MvcrError, NotPermitted, Unavailable, UsageError
@@ -76,7 +76,7 @@ def predict(config: PredictConfig, *, stdin: Iterable[bytes] = (), track: Track 
     """
     predictor = open_predictor(config, say)
     if config.explain is not None:
-        make_folder(config.explain)
+        make_folder(config.explain, config.inputs)
     piped = "-" in config.inputs
     batch = 1 if piped else config.batch
     workers = max(1, default_workers(config.workers))
@@ -167,6 +167,8 @@ class TorchPredictor:
 
     Args:
         explains: give every verdict a picture of what decided.
+
+    Raises: UsageError when the network cannot look or explain so.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: Device, views: Look = "all", *, explains: bool = False) -> None:
@@ -178,6 +180,10 @@ class TorchPredictor:
         look_through(self._network, views)
         self._reader = tile_reader(self._network, self._preprocess, 0)
         self._explains = explains
+        if explains and not isinstance(self._network, MultiScaleResNet):
+            raise UsageError(
+                f"--explain: the model {checkpoint.config.name} has no views to show", "leave --explain out"
+            )
 
     def read(self, path: str) -> Ready:
         if self._reader is not None:
@@ -188,7 +194,7 @@ class TorchPredictor:
             found = load_picture(path, 2 * self.size)
             image, width, height, candidates = found.image, found.width, found.height, None
         x = self._preprocess.tensor(image).numpy()
-        return Ready(path, width, height, x, candidates, image if self._explains else None)
+        return Ready(path, width, height, x, candidates, for_panel(image) if self._explains else None)
 
     @torch.inference_mode()
     def judge(self, group: list[Ready]) -> list[Verdict]:
@@ -196,8 +202,9 @@ class TorchPredictor:
         if isinstance(self._network, ZoomResNet):
             return self._judge_tiles(self._network, x, group)
         rows = probabilities_of(self._network, x, self._device, torch.float32).numpy()
-        if not self._explains or not isinstance(self._network, MultiScaleResNet):
+        if not self._explains:
             return [Verdict(row) for row in rows]
+        assert isinstance(self._network, MultiScaleResNet)
         maps = activation_maps(self._network, x.to(self._device), rows.argmax(1))
         return [
             Verdict(row, (), draw_views(ready.image, views, self._preprocess))

@@ -47,6 +47,7 @@ class Prepared:
 
     Args:
         sides: median width and height in pixels of the probed training pictures.
+        longer: median longer side in pixels of these.
         spread: longer side of large pictures (95th percentile) over that of small ones (5th).
         findings: what a person should know about the data, as `{"code", "count", "detail"}`.
         look: what the pictures themselves show.
@@ -57,6 +58,7 @@ class Prepared:
     val: tuple[Sample, ...]
     skipped: tuple[Problem, ...]
     sides: tuple[int, int]
+    longer: int
     spread: float
     findings: tuple[dict[str, Any], ...]
     look: Look
@@ -96,8 +98,8 @@ def prepare(config: TrainConfig, track: Track = silent) -> Prepared:
             f"--strict: {len(serious)} findings about the data, first: {serious[0]['detail']}",
             "see them all with --dry-run, or train without --strict",
         )
-    sides, spread = _sizes(train)
-    return Prepared(index.classes, train, val, skipped, sides, spread, findings, look)
+    sides, longer, spread = _sizes(train)
+    return Prepared(index.classes, train, val, skipped, sides, longer, spread, findings, look)
 
 
 def _has_begun(config: TrainConfig) -> bool:
@@ -113,8 +115,8 @@ def _outside(run: Path, data: Path) -> None:
         )
 
 
-def _sizes(samples: tuple[Sample, ...]) -> tuple[tuple[int, int], float]:
-    """Median width and height in pixels, and the spread of the longer sides, of some of the pictures."""
+def _sizes(samples: tuple[Sample, ...]) -> tuple[tuple[int, int], int, float]:
+    """Median width and height and median longer side in pixels, and the spread of the longer sides, of some pictures."""
     widths, heights = [], []
     for sample in samples[:: max(1, len(samples) // PROBED_PICTURES)]:
         try:
@@ -127,7 +129,7 @@ def _sizes(samples: tuple[Sample, ...]) -> tuple[tuple[int, int], float]:
         raise DataError("none of the training pictures can be read", "look at them with an image viewer")
     longer = sorted(map(max, widths, heights))
     spread = longer[math.ceil(0.95 * len(longer)) - 1] / longer[math.floor(0.05 * len(longer))]
-    return (int(statistics.median(widths)), int(statistics.median(heights))), spread
+    return (int(statistics.median(widths)), int(statistics.median(heights))), int(statistics.median(longer)), spread
 
 
 def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, pretrained: bool) -> TrainConfig:
@@ -136,7 +138,7 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
     model = default_model(config, pretrained)
     imgsz = config.imgsz or _fit_imgsz(max(prepared.sides), device, pretrained)
     side = trunk_side(imgsz, "detail" in (config.layers or ()))
-    zoom = zoom_mode(config, model, max(prepared.sides), imgsz)
+    zoom = zoom_mode(config, prepared.longer, imgsz)
     tiles, tile_px = (config.tiles or TILES, config.tile_px or fit_tile(imgsz)) if zoom == "on" else (None, None)
     pixels = imgsz * imgsz + (tiles or 0) * (tile_px or 0) ** 2
     batch = config.batch or _fit_batch(count, pixels, device, config.memory_mb if zoom == "on" else None)
@@ -161,28 +163,33 @@ def default_model(config: TrainConfig, pretrained: bool) -> str:
     return config.model or ("mvcr18" if pretrained else "mvcr14n")
 
 
-def zoom_mode(config: TrainConfig, model: str, longest: int, imgsz: int) -> ZoomMode:
-    """Whether a run zooms; "auto" decides by the median longer side of the pictures.
+def zoom_mode(config: TrainConfig, longer: int, imgsz: int) -> ZoomMode:
+    """Whether a run zooms; "auto" decides by the median longer side of the pictures, in pixels.
 
-    Raises: UsageError when zooming is asked of a network or a recipe that cannot.
+    Raises: UsageError when "auto" decides against what was set for it.
     """
-    hindrances = {
-        "--mixup and --cutmix": config.augment.mixup > 0 or config.augment.cutmix > 0,
-        "--unsure": config.unsure > 0,
-    }
-    hindered = [option for option, there in hindrances.items() if there]
-    if config.zoom_mode == "auto":
-        return "on" if longest >= max(ZOOM_FROM, 4 * imgsz) and model != "cnn" and not hindered else "off"
-    if config.zoom_mode == "on" and model == "cnn":
-        raise UsageError("--zoom on: the model cnn looks at whole pictures only", "choose another --model")
-    if config.zoom_mode == "on" and hindered:
-        raise UsageError(f"--zoom on does not go with {hindered[0]}", f"leave out {hindered[0]}")
-    return config.zoom_mode
+    if config.zoom_mode != "auto":
+        return config.zoom_mode
+    hindrance = config.zoom_hindrance
+    if is_large(longer, imgsz) and hindrance is None:
+        return "on"
+    if config.tiles or config.tile_px:
+        raise UsageError(
+            f"--tiles and --tile-px are settings of --zoom, which does not go with {hindrance}" if hindrance else
+            f"--tiles and --tile-px are settings of --zoom, which is off for pictures of {longer} px at --imgsz {imgsz}",
+            "leave them out" if hindrance else "leave them out, or zoom nevertheless: --zoom on",
+        )  # fmt: skip
+    return "off"
+
+
+def is_large(longer: int, imgsz: int) -> bool:
+    """Whether a glance of `imgsz` pixels misses much of a picture with such a longer side."""
+    return longer >= max(ZOOM_FROM, 4 * imgsz)
 
 
 def fit_tile(imgsz: int) -> int:
-    """Half of the glance, as a multiple of 16."""
-    return max(32, imgsz // 32 * 16)
+    """Half of the glance, as a multiple of 16, and no more than a tile may have."""
+    return min(1024, max(32, imgsz // 32 * 16))
 
 
 def _fit_scales(model: str, spread: float, side: int) -> tuple[float, ...]:

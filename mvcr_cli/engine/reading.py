@@ -14,6 +14,7 @@ from mvcr_cli.data.folder import Sample, find_layout, scan
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.loader import PixelCache, Step, TrainingReader, decode_side, ordered
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.data.tiles import TileReader
 from mvcr_cli.engine import Say, default_workers
 from mvcr_cli.errors import BadImage, DataError
 
@@ -37,8 +38,11 @@ def sample_pictures(data: Path) -> tuple[Sample, ...]:
 
 
 def reading_speeds(samples: Sequence[Sample], preprocess: Preprocess, batch: int, workers: int | None,
-                   say: Say) -> ReadingSpeeds:  # fmt: skip
+                   say: Say, zoom: TileReader | None = None) -> ReadingSpeeds:  # fmt: skip
     """Read each picture once with each, for at most five seconds; nothing is cached.
+
+    Args:
+        zoom: what the loader reads with for a network that zooms.
 
     Raises: DataError when no picture can be read.
     """
@@ -50,12 +54,12 @@ def reading_speeds(samples: Sequence[Sample], preprocess: Preprocess, batch: int
     if not decoded:
         raise DataError("none of the pictures can be read", "look at them with an image viewer")
     cache = PixelCache(0)
-    reader = TrainingReader(cache, preprocess, augment, base, 0, threads, 3 * batch)
+    reader = TrainingReader(cache, preprocess, augment, base, 0, threads, 3 * batch, zoom)
     steps = (Step(0, preprocess.size, tuple(samples[start : start + batch])) for start in range(0, len(samples), batch))
     batches = reader.batches(steps)
     images, loader = _speed(0 if read is None else len(read.labels) for _, read in batches)
-    if cache.problems:
-        say(f"{len(cache.problems)} of the pictures cannot be read")
+    if problems := (cache if zoom is None else zoom).problems:
+        say(f"{len(problems)} of the pictures cannot be read")
     return ReadingSpeeds(images, decode, loader)
 
 

@@ -7,50 +7,33 @@ undisturbed.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mvcr_cli import __version__
-from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import TrainConfig
-from mvcr_cli.data.loader import Batch, PixelCache, Step, TrainingReader, decode_side, epoch_order, evaluation_batches
+from mvcr_cli.data.loader import Batch
 from mvcr_cli.data.trail import Trail
-from mvcr_cli.engine import (
-    Say,
-    Stop,
-    Track,
-    never,
-    peak_rss_mb,
-    pick_device,
-    say_nothing,
-    silent,
-)
-from mvcr_cli.engine.beginning import FREE_SETTINGS, begin, open_run, torch_settings_kept
+from mvcr_cli.engine import Say, Stop, Track, never, peak_rss_mb, pick_device, say_nothing, silent
+from mvcr_cli.engine.beginning import begin, open_run, torch_settings_kept
 from mvcr_cli.engine.clock import Clock
-from mvcr_cli.engine.evaluate import infer, summarise, tile_reader
+from mvcr_cli.engine.feed import Feed
 from mvcr_cli.engine.findings import record_findings
 from mvcr_cli.engine.prepare import Prepared, announce, check, prepare
 from mvcr_cli.engine.rundir import RunDirectory
-from mvcr_cli.engine.schedule import lessons, lr_factor, size_at, training_side
+from mvcr_cli.engine.schedule import lr_factor
 from mvcr_cli.engine.session import Session
+from mvcr_cli.engine.validation import keep_average, validate
 from mvcr_cli.errors import CannotCreate, CheckpointError, DataError, is_out_of_memory
-from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name, json_path, write_json
 from mvcr_cli.records import SCHEMA, CheckReport, EpochReport, EvalReport, PicturePair, Problem, TrainReport, record
 
 VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
-EVALUATION_PIXELS = {"cpu": 8 * 224 * 224}  # of a batch: on a CPU more than that leaves its caches, a tenth slower
-MOST_EVALUATED = 64  # pictures a batch ...
-MOST_ZOOMED = 16  # ... and with their tiles
 
 
 def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
@@ -118,11 +101,8 @@ class Trainer:
     track: Track = silent
 
     def __post_init__(self) -> None:
-        assert self.config.batch is not None
-        self.cache = PixelCache(self.config.cache_mb, self.trail)
-        self.zoom = tile_reader(self.session.network, self.session.preprocess, self.config.memory_mb // 4)
-        self.side = self._largest_side()
-        self.per_epoch = max(1, len(self.prepared.train) // self.config.batch)
+        self.feed = Feed(self.config, self.prepared, self.session, self.clock, self.trail)
+        self.per_epoch = self.feed.per_epoch
         if self.config.epochs is not None and self.config.seconds is None:
             self.clock.total_steps = self.config.epochs * self.per_epoch
 
@@ -140,7 +120,7 @@ class Trainer:
             raise CheckpointError(
                 f"the newest state of {display_name(self.run.path)} is not that of this network", "start a new run"
             ) from error
-        self._search()
+        self.feed.search()
         self.step, self.best, self.best_epoch = meta["step"], meta["best"], meta["best_epoch"]
         self.pending, self.clock.before = meta["pending"], meta["elapsed"]
         self.records = self.run.read_metrics(meta["records"])
@@ -162,7 +142,7 @@ class Trainer:
             if (signal := stop()) or self._out_of_patience():
                 self.stopped_by = signal or "patience"
                 return
-        batches = self._batches()
+        batches = self.feed.batches(self.step)
         planned = None if self.clock.total_steps is None else self.clock.total_steps - self.step
         if self.clock.total_steps is not None and self.step >= self.clock.total_steps:
             batches = iter(())
@@ -199,30 +179,10 @@ class Trainer:
                            "nonfinite": True, "paths": paths})  # fmt: skip
             raise
 
-    def _batches(self) -> Iterator[tuple[Step, Batch | None]]:
-        """Steps and their batches. Reading in advance pauses where the network's own proposal of tiles changes."""
-        reader = self._reader()
-        if self.zoom is None:
-            yield from reader.batches(self._steps())
-            return
-        for due, steps in itertools.groupby(self._steps(), lambda step: lessons(step.epoch)):
-            network, average = self.session.network, self.session.average.network
-            assert isinstance(network, ZoomResNet) and isinstance(average, ZoomResNet)
-            if due > int(network.lessons):
-                for learner in (network, average):
-                    learner.teach_finder(average.scorer)
-                self._search()
-            yield from reader.batches(steps)
-
-    def _search(self) -> None:
-        """Propose tiles as the network now says."""
-        if self.zoom is not None and isinstance(self.session.network, ZoomResNet):
-            self.zoom.search_with(self.session.network.learned_proposal())
-
     def finish(self) -> TrainReport:
         """The end of the run; only a run that came to its end is marked as finished."""
         last = self.records[-1]["val_accuracy"] if self.records else 0.0
-        broken = {problem.path for problem in (*self.prepared.look.broken, *self._problems())}
+        broken = {problem.path for problem in (*self.prepared.look.broken, *self.feed.problems())}
         report = TrainReport(
             run=str(self.run.path),
             best_accuracy=max(self.best, 0.0),
@@ -242,48 +202,6 @@ class Trainer:
             write_json(self.run.summary, record(report))
         return report
 
-    def _steps(self) -> Iterator[Step]:
-        """What every step reads, from the current one on; sizes follow the schedule."""
-        assert self.config.batch is not None
-        samples, order, of_epoch = self.prepared.train, [], -1
-        last = self.clock.total_steps
-        for step in itertools.count(self.step) if last is None else range(self.step, last):
-            epoch, position = divmod(step, self.per_epoch)
-            if epoch != of_epoch:
-                order, of_epoch = epoch_order(len(samples), self.config.seed, epoch), epoch
-            chosen = order[position * self.config.batch : (position + 1) * self.config.batch]
-            yield Step(epoch, self._size(step), tuple(samples[index] for index in chosen))
-
-    def _size(self, step: int) -> int:
-        """Side in pixels of the pictures of a step."""
-        return size_at(self.clock.progress(step), self.side) if self.config.progressive else self.side
-
-    def _largest_side(self) -> int:
-        """Side in pixels of the last training pictures: what takes back the crops, but no taught view goes unseen."""
-        imgsz, network = self.config.imgsz, self.session.network
-        assert imgsz is not None
-        side = training_side(imgsz, self.config.augment.crop) if self.config.progressive else imgsz
-        while side < imgsz and network.taught_at(side) != network.taught_at(imgsz):
-            side += 8
-        return min(side, imgsz)
-
-    def _reader(self) -> TrainingReader:
-        config = self.config
-        assert config.imgsz is not None
-        assert config.workers is not None
-        assert config.batch is not None
-        base = decode_side(config.imgsz, config.augment)
-        return TrainingReader(
-            self.cache,
-            self.session.preprocess,
-            config.augment,
-            base,
-            config.seed,
-            config.workers,
-            3 * config.batch,
-            self.zoom,
-        )
-
     def _validate(self, stop: Stop, size: int | None = None, speed: float = 0.0) -> EpochReport | None:
         """Evaluate the averaged weights, keep them, and record the epoch; None when a signal cut it short."""
         began = time.monotonic()
@@ -291,7 +209,7 @@ class Trainer:
             raise DataError(
                 f"the loss was no number before step {self.step}", "lower --lr; the weights saved before are intact"
             )
-        found = self._evaluate(stop)
+        found = validate(self.feed, self.run.path.name, self.step, self.track, stop)
         if found is None:
             return None
         self.clock.validation_seconds = time.monotonic() - began
@@ -299,41 +217,14 @@ class Trainer:
         epoch = math.ceil(self.step / self.per_epoch)
         if accuracy > self.best:
             self.best, self.best_epoch = accuracy, epoch
-            self._keep(self.run.best, found)
+            keep_average(self.feed, self.run.best, self.step, accuracy)
             write_json(self.run.evaluation, record(found))
-        self._keep(self.run.last, found)
+        keep_average(self.feed, self.run.last, self.step, accuracy)
         report = self._epoch_report(epoch, found, size, speed)
         self.records.append(record(report))
         self.run.write_metrics(self.records)
         self.losses, self.pending = [], False
         return report
-
-    def _evaluate(self, stop: Stop) -> EvalReport | None:
-        session, began = self.session, time.monotonic()
-        assert self.config.workers is not None
-        pixels = EVALUATION_PIXELS.get(session.device.type)
-        most = MOST_EVALUATED if self.zoom is None else MOST_ZOOMED
-        batch = most if pixels is None else min(most, max(1, pixels // session.preprocess.size**2))
-        batches = evaluation_batches(
-            self.prepared.val, session.preprocess, batch, self.config.workers, self.cache, zoom=self.zoom
-        )
-        shown = self.track(batches, total=-(-len(self.prepared.val) // batch), label="validating")
-        # In float32 whatever the training computes in, as `mvcr eval` does: one network has one accuracy.
-        kept, probabilities = infer(session.average.network, shown, session.device, torch.float32, stop)
-        if stop():
-            return None
-        if not kept:
-            raise DataError("none of the validation pictures can be read", "look at them with an image viewer")
-        if not np.isfinite(probabilities).all():
-            raise DataError(
-                f"the network's verdicts are no numbers any more at step {self.step}",
-                "lower --lr; the weights saved before are intact",
-            )
-        return summarise(
-            run=self.run.path.name, data="validation split", labels=np.array([sample.label for sample in kept]),
-            probabilities=probabilities, classes=self.prepared.classes, missing=(),
-            skipped=len(self.prepared.val) - len(kept), seconds=time.monotonic() - began,
-        )  # fmt: skip
 
     def _epoch_report(self, epoch: int, found: EvalReport, size: int | None, speed: float) -> EpochReport:
         progress = min(1.0, self.clock.progress(self.step))
@@ -342,7 +233,7 @@ class Trainer:
             epoch=epoch,
             epochs=self.config.epochs if self.config.seconds is None else self._planned_epochs(progress),
             step=self.step,
-            size_px=size or self._size(self.step - 1),
+            size_px=size or self.feed.size(self.step - 1),
             lr=self.config.lr * lr_factor(progress, self.config.warmup),
             train_loss=self._train_loss(),
             val_loss=found.loss,
@@ -359,21 +250,6 @@ class Trainer:
 
     def _planned_epochs(self, progress: float) -> int | None:
         return max(1, round(self.step / self.per_epoch / progress)) if progress > 0 else None
-
-    def _keep(self, path: Path, found: EvalReport) -> None:
-        settings = {key: value for key, value in self.config.to_dict().items() if key not in FREE_SETTINGS}
-        Checkpoint(
-            config=self.session.network.config,
-            classes=self.prepared.classes,
-            preprocess=self.session.preprocess,
-            tensors=self.session.average.network.state_dict(),
-            made={
-                "by": f"mvcr {__version__}",
-                "step": self.step,
-                "val_accuracy": found.top1.value,
-                "settings": settings,
-            },
-        ).save(path)
 
     def _save(self) -> None:
         tensors = self.session.state()
@@ -407,12 +283,9 @@ class Trainer:
             return False
         return bool(self.records[-1]["epoch"] - self.best_epoch >= patience)
 
-    def _problems(self) -> list[Problem]:
-        return [*self.cache.problems.values(), *(() if self.zoom is None else self.zoom.problems.values())]
-
     def _report_bad_pictures(self) -> None:
         """Record the pictures that turned out to be broken, and name those that were not found before the training."""
-        bad = sorted(self._problems(), key=lambda problem: problem.path)
+        bad = sorted(self.feed.problems(), key=lambda problem: problem.path)
         record_findings(self.run.path, bad)
         told = {problem.path for problem in self.prepared.look.broken}
         bad = [problem for problem in bad if problem.path not in told]

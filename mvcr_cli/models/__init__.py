@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,8 @@ def build(config: ModelConfig, *, exact: bool = False) -> Network:
 def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:
     """Load the weights of a ResNet (torchvision, timm or mvcr) into a network.
 
-    Every private batch norm that `state` does not have starts as a copy of the plain one.
+    Every private batch norm that `state` does not have starts as a copy of the plain one. What only a zooming network has
+    is taken where both zoom; how often its own proposal has learned is counted anew.
 
     A last layer of another size is left as it is: the new classes are not those of the weights.
 
@@ -93,12 +95,12 @@ def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:
     loaded: dict[str, Tensor] = {}
     for name, tensor in own.items():
         source = state.get(name, state.get(_plain_name(name)))
-        if source is not None and source.shape == tensor.shape:
+        if source is not None and source.shape == tensor.shape and name != "lessons":
             loaded[name] = source
     missing = [name for name in own if name not in loaded]
     trunk = [name for name in missing if name.split(".")[0] in _TRUNK_PARTS and not name.endswith(_OPTIONAL)]
-    # Views that this network does not have, and their vote, are no part of the trunk.
-    foreign = [name for name in state if _plain_name(name) not in own and not name.startswith(("fc.", "fusion."))]
+    # Views and tiles that this network does not have, and their vote, are no part of the trunk.
+    foreign = [name for name in state if _plain_name(name) not in own and name.split(".")[0] not in _BESIDE_TRUNK]
     if trunk or foreign:
         example = (trunk or foreign)[0]
         raise CheckpointError(
@@ -112,6 +114,7 @@ def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:
 
 _OPTIONAL = ("blur.t", "conv2.alpha", "conv2.gate_weight", "conv2.gate_bias", "num_batches_tracked")
 # The counter is not in files from before 2018, and decides nothing; the others start without effect.
+_BESIDE_TRUNK = ("fc", "fusion", "attention", "scorer", "finder", "lessons", "beta", "trust")
 _TRUNK_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "features", "dense")
 
 
@@ -127,12 +130,18 @@ def parameter_count(network: nn.Module) -> int:
 
 def mac_count(network: nn.Module, side: int) -> int:
     """Multiply-accumulates of one picture of `side` pixels in convolutions and matrix products, by torch's counter."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    count = mac_count_of(lambda: network.eval()(torch.zeros(1, 3, side, side, device=device)))
+    network.train(was_training)
+    return count
+
+
+def mac_count_of(work: Callable[[], object]) -> int:
+    """Multiply-accumulates of any work, as `mac_count`."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    device = next(network.parameters()).device
-    was_training = network.training
     with counter, torch.no_grad():
-        network.eval()(torch.zeros(1, 3, side, side, device=device))
-    network.train(was_training)
+        work()
     return counter.get_total_flops() // 2

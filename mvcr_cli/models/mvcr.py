@@ -135,22 +135,32 @@ class MultiScaleResNet(ResNetTrunk):
 
     def look_at(self, x: Tensor, view: int) -> Tensor:
         """Logits of one view of whole pictures. Shape: (N, 3, H, W) -> (N, K)."""
+        own, detail = self.view_of(x, view)
+        return self.view_logits(own, view, detail)
+
+    def view_of(self, x: Tensor, view: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """One view of whole pictures at its own size, and the detail branch's maps for it. Shape: (N, 3, H, W)."""
         scale = self.config.scales[view]
         if self.detail is None:
-            return self.view_logits(make_view(x, scale), view)
-        return self.view_logits(make_view(x, scale / 2), view, self.detail(x) if scale == 1 else None)
+            return make_view(x, scale), None
+        return make_view(x, scale / 2), self.detail(x) if scale == 1 else None
 
     def view_logits(self, x: Tensor, view: int, detail: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Logits of one view, already at its own size, with the detail branch's maps. Shape: (N, 3, h, w) -> (N, K)."""
-        beside1, beside2 = detail or (None, None)
-        if self.sift is not None:
-            described = self.sift(x, self.norm_of[view])
-            beside2 = described if beside2 is None else beside2 + described
-        c3, c4, c5 = self.features(x, self.norm_of[view], beside1, beside2)
+        c3, c4, c5 = self.view_features(x, view, detail)
         z: Tensor = self.fc(self.drop(self.pool(c5)))
         if self.head3 is not None and self.head4 is not None:
             z = z + self.head3(c3.mean((2, 3))) + self.head4(c4.mean((2, 3)))
         return z
+
+    def view_features(self, x: Tensor, view: int,
+                      detail: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Maps of stages 2, 3 and 4 of one view, with all that runs beside the trunk; `x` as for `view_logits`."""
+        beside1, beside2 = detail or (None, None)
+        if self.sift is not None:
+            described = self.sift(x, self.norm_of[view])
+            beside2 = described if beside2 is None else beside2 + described
+        return self.features(x, self.norm_of[view], beside1, beside2)
 
     def _initialise(self, exact: bool) -> None:
         if self.fc.weight.is_meta:  # there is nothing to fill, and trying would load torch's compiler

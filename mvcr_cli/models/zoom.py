@@ -69,6 +69,12 @@ class TileScorer(nn.Module):
         scores: Tensor = self.score(x)[:, 0]
         return scores
 
+    @classmethod
+    def shape(cls, of: torch.Size) -> tuple[int, int, int]:
+        """What `forward` gives for a picture of a shape."""
+        rows, columns = ((side - cls.REACH) // cls.STRIDE + 1 for side in of[-2:])
+        return of[0], rows, columns
+
     def tiles(self, tiles: Tensor) -> Tensor:
         """Scores of tiles at native resolution. Shape: (N, 3, h, w) -> (N,)."""
         scores: Tensor = self(F.avg_pool2d(tiles, 2)).amax((1, 2))

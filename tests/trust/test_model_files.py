@@ -402,8 +402,22 @@ def test_a_crash_of_the_runtime_is_a_sentence(exported):
 
     predictor = OnnxPredictor.from_bytes(exported, "x.onnx")
     os.kill(predictor._graph._process.pid, signal.SIGSEGV)
-    with pytest.raises(CheckpointError, match="SIGSEGV"):
+    for _ in range(2):  # another thread may ask as well
+        with pytest.raises(CheckpointError, match="SIGSEGV"):
+            predictor.probabilities([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_an_answer_without_end_is_told_from_a_crash(exported, monkeypatch):
+    predictor = OnnxPredictor.from_bytes(exported, "x.onnx")
+    monkeypatch.setattr(onnx_worker, "LONGEST_ANSWER", 8)
+    with pytest.raises(CheckpointError, match="an answer may have"):
         predictor.probabilities([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_no_pixels_are_an_answer_of_the_file_and_no_bug(exported):
+    predictor = OnnxPredictor.from_bytes(exported, "x.onnx")
+    with pytest.raises(CheckpointError, match=r"^x\.onnx "):
+        predictor.probabilities([np.zeros((0, 8, 3), np.uint8)])
 
 
 def test_the_process_that_runs_a_file_is_confined(exported, monkeypatch):

@@ -1,0 +1,118 @@
+"""The commands that use a trained network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvcr_cli.config.checks import check, check_batch, check_imgsz, check_preset, check_workers
+from mvcr_cli.config.constants import MOST_SHRUNK, Device, ExportFormat, Look, Precision
+from mvcr_cli.config.parsing import factor_text
+from mvcr_cli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """`mvcr eval`. `data=None` is the run's own validation split.
+
+    Args:
+        scales: factors of the size at which the pictures are shown, increasing, for accuracy against object scale.
+        against: another run whose curve over scale is laid beside this one's.
+    """
+
+    data: Path | None = None
+    run: Path | None = None
+    scales: tuple[float, ...] | None = None
+    against: Path | None = None
+    out: Path | None = None
+    views: Look = "all"
+    batch: int = 32
+    workers: int | None = None
+    device: Device = "auto"
+    precision: Precision = "fp32"
+    ignore_extra_classes: bool = False
+    keep_going: bool = False
+    follow_links: bool = False
+
+    def __post_init__(self) -> None:
+        check_batch(self.batch)
+        check_workers(self.workers)
+        if self.scales is None:
+            if self.against is not None:
+                raise UsageError("--against compares accuracy over scale", "give the scales as well: --scales 1/4..4")
+            return
+        inside = all(1 / MOST_SHRUNK <= factor <= MOST_SHRUNK for factor in self.scales)
+        check(inside and 1 in self.scales and len(self.scales) > 1, "--scales", map(factor_text, self.scales),
+               f"a range or list of two or more with 1 in it, each between 1/{MOST_SHRUNK} and {MOST_SHRUNK}")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """`mvcr predict`. `inputs` are files, folders, glob patterns, or "-" for names on stdin, one a line.
+
+    `explain` is a folder for one overlay picture an input.
+    """
+
+    inputs: tuple[str, ...]
+    run: Path | None = None
+    explain: Path | None = None
+    topk: int = 5
+    views: Look = "all"
+    batch: int = 16
+    workers: int | None = None
+    device: Device = "auto"
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        check(len(self.inputs) > 0, "INPUTS", "nothing", "at least one file, folder, pattern or -")
+        check(self.topk >= 1, "--topk", self.topk, "1 or more")
+        check_batch(self.batch)
+        check_workers(self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`mvcr export`. `out=None` writes beside the run's weights; `images` cap the parity check."""
+
+    run: Path | None = None
+    format: ExportFormat = "onnx"
+    views: Look = "all"
+    out: Path | None = None
+    images: int = 64
+    tolerance: float = 1e-4
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.views != "auto", "--views", self.views, "1 or all: a graph cannot stop early")
+        check(1 <= self.images <= 100_000, "--images", self.images, "between 1 and 100,000")
+        check(0 < self.tolerance < 1, "--tolerance", self.tolerance, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """`mvcr benchmark`. `models` empty and `run=None` benchmarks the default models."""
+
+    models: tuple[str, ...] = ()
+    run: Path | None = None
+    data: Path | None = None
+    sizes: tuple[int, ...] = (128, 224)
+    batches: tuple[int, ...] = (1, 8)
+    classes: int = 10
+    rounds: int = 10
+    device: Device = "auto"
+    precision: Precision = "fp32"
+    threads: int | None = None
+    workers: int | None = None
+    onnx: bool = True
+    train: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            check_preset(name)
+        for size in self.sizes:
+            check_imgsz(size)
+        check(all(1 <= batch <= 65_536 for batch in self.batches), "--batch", self.batches, "between 1 and 65,536")
+        check(1 <= self.rounds <= 10_000, "--rounds", self.rounds, "between 1 and 10,000")
+        check(1 <= self.classes <= 100_000, "--classes", self.classes, "between 1 and 100,000")
+        check(self.threads is None or 1 <= self.threads <= 1024, "--threads", self.threads, "between 1 and 1024")
+        check_workers(self.workers)
