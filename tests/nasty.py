@@ -47,6 +47,7 @@ HOSTILE_NAMES = tuple(
         *(
             "photo_\u202egnp.exe",
             "a\u200bb",
+            "a\u2028b",
             "caf\u00e9",
             "cafe\u0301",
             "猫",

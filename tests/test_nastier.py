@@ -73,6 +73,8 @@ def test_bombs_and_lies_are_refused_in_little_time_and_memory(tmp_path: Path, fi
     paths = nastier.write_all(tmp_path, {name: data for name, (data, _) in files.items()})
     expected = {paths[name]: code for name, (_, code) in files.items()}
     expected |= bad_files(tmp_path) | non_files(tmp_path) | nastier.odd_links(tmp_path)
+    # As a whole it has too many pixels; reduced, up to twice as many are allowed, and these are a lie.
+    expected |= {tmp_path / "claims_1.5g.png": "disagree: ['corrupt', 'too_many_pixels']"}
     expected |= {nastier.sparse(tmp_path / "huge.jpg", 3 << 30): "too_large"}
     expected |= {nastier.sparse(tmp_path / "zeros.png", 1 << 30): "unknown_format"}
     outcomes = decode("files", *expected)
@@ -248,7 +250,7 @@ def sources() -> Iterable[tuple[str, str]]:
 
 def test_there_is_one_decoder_in_the_package() -> None:
     calls = [name for name, text in sources() for _ in re.findall(r"\bImage\.open\(", text)]
-    assert calls == ["images.py"]
+    assert set(calls) == {"images.py"}
     others = r"torchvision\.io|decode_image\(|read_image\(|\bimread|cv2|imageio|ImageFolder|verify\(\)|LOAD_TRUNCATED"
     assert [name for name, text in sources() if re.search(others, text)] == []
     assert [name for name, text in sources() if re.search(r"MAX_IMAGE_PIXELS\s*=\s*None", text)] == []

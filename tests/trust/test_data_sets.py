@@ -176,6 +176,15 @@ def test_every_real_file_is_used_once_whatever_links_there_are(
     assert report["train_images"] + report["val_images"] == expected
 
 
+@pytest.mark.parametrize(("one", "other"), [("Dog", "dog"), ("caf\u00e9", "cafe\u0301")], ids=["case", "accent"])
+def test_strict_refuses_class_names_that_look_alike(one: str, other: str, tmp_path: Path) -> None:
+    some(tmp_path / "data", one, other)
+    assert len(prepare(TrainConfig(data=tmp_path / "data", offline=True)).classes) == 2
+    with pytest.raises(MvcrError, match="look alike") as caught:
+        prepare(TrainConfig(data=tmp_path / "data", offline=True, strict=True))
+    assert caught.value.exit_code == 65
+
+
 Entry = tuple[str, int, int, int, int, bytes]
 
 

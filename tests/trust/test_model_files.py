@@ -16,7 +16,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -159,8 +159,12 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def no_network(*_: object) -> NoReturn:
+    raise AssertionError("the network is used")  # which is the exit code of a bug
+
+
 def test_no_command_runs_what_a_file_brings(raw, tmp_path, monkeypatch, capfd, figure):
-    """Every subcommand on every file: refused with a code of the contract, nothing written, no program started."""
+    """Every subcommand on every file: refused with a code of the contract; nothing written, started or asked for."""
     folder, programs = tmp_path / "files", tmp_path / "bin"
     folder.mkdir()
     programs.mkdir()
@@ -173,6 +177,8 @@ def test_no_command_runs_what_a_file_brings(raw, tmp_path, monkeypatch, capfd, f
         (data / name).write_bytes((folder / name).read_bytes())
         (data.with_suffix(".cache")).write_bytes((folder / "train.cache").read_bytes())
     monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setattr("socket.socket.connect", no_network)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
     monkeypatch.chdir(folder)
     before = listing(tmp_path)
     tried, codes = 0, set()

@@ -8,6 +8,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parents[2]
 FLOORS = {"pillow": (13, 0), "torch": (2, 10), "onnx": (1, 21), "safetensors": (0, 4)}  # older ones have known holes
 PIN = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)")
@@ -15,7 +18,7 @@ PIN = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)")
 
 def pins(name: str) -> dict[str, str]:
     found = (PIN.match(line) for line in (ROOT / name).read_text().splitlines())
-    return {match[1].lower(): match[2] for match in found if match}
+    return {canonicalize_name(match[1]): match[2] for match in found if match}
 
 
 def requirements() -> dict[str, list[str]]:
@@ -24,7 +27,7 @@ def requirements() -> dict[str, list[str]]:
 
 
 def names(lines: list[str]) -> set[str]:
-    return {re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0].lower() for line in lines}
+    return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
 def test_every_package_of_the_lock_is_pinned_with_hashes():
@@ -44,6 +47,23 @@ def test_the_lock_and_the_constraints_agree_and_cover_what_the_project_needs():
     assert {name: lock[name] for name in lock.keys() & tested.keys()} == {
         name: tested[name] for name in lock.keys() & tested.keys()
     }
+
+
+def test_every_pinned_version_is_one_that_the_project_allows():
+    """Of every extra; and nothing is pinned that the project does not ask for."""
+    declared = [Requirement(line) for lines in requirements().values() for line in lines]
+    lock, tested = pins("requirements.lock"), pins("constraints.txt")
+    assert tested.keys() == {canonicalize_name(one.name) for one in declared}
+    for one in declared:
+        name = canonicalize_name(one.name)
+        assert tested[name] in one.specifier, one
+        assert lock.get(name, tested[name]) in one.specifier, one
+
+
+def test_the_lock_is_made_for_the_oldest_python_that_is_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (oldest,) = re.findall(r"--python-version (\S+)", (ROOT / "requirements.lock").read_text())
+    assert project["requires-python"] == f">={oldest}"
 
 
 def test_versions_with_known_holes_cannot_be_installed():
