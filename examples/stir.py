@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mvcr_cli.config import AugmentConfig, ModelConfig, TrainConfig, half_octaves
+from mvcr_cli.config import AugmentConfig, ModelConfig, TrainConfig, half_octaves, parse_layers
 from mvcr_cli.data.augment import augment
 from mvcr_cli.data.loader import Batch, epoch_order, stable_seed
 from mvcr_cli.data.preprocess import Preprocess
@@ -107,6 +107,9 @@ def main() -> None:
     )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--every", type=int, default=1, help="test on every n-th size only")
+    parser.add_argument(
+        "--layers", default="max", help="of every network; global max-pooling, as the published ones have"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -147,7 +150,10 @@ def train(pictures: NDArray[np.uint8], how: Training, seed: int, number: int,
     labels = np.tile(np.arange(pictures.shape[1]), pictures.shape[0])
     config = TrainConfig(data=Path(), unsure=how.unsure, batch=BATCH, lr=3e-3, ema=0.98, seed=seed,
                          augment=replace(STILL, resolution=how.resolution, zoom=how.zoom))  # fmt: skip
-    model = replace(config_for("mvcr10n", CLASSES, scales=how.taught, stem="fine"), width=options.width)
+    model = replace(
+        config_for("mvcr10n", CLASSES, scales=how.taught, stem="fine", layers=parse_layers(options.layers)),
+        width=options.width,
+    )
     session = make_session(config, model)
     per_epoch = len(flat) // BATCH
     steps = (options.epochs // 3 if number == 4 else options.epochs) * per_epoch

@@ -428,7 +428,7 @@ def test_layers_are_a_list_of_names(text, layers):
     assert parse_layers(text) == layers
 
 
-@pytest.mark.parametrize("text", ["", "sac", "sacs,", "all", "sacs sift", "none,sift"])
+@pytest.mark.parametrize("text", ["", "sac", "sacs,", "all", "sacs sift", "none,sift", "gem,max"])
 def test_what_is_no_layer_is_refused(text):
     with pytest.raises(UsageError, match="--layers"):
         parse_layers(text)
@@ -460,6 +460,14 @@ def test_a_run_with_all_layers_trains_goes_on_evaluates_and_exports(tmp_path):
     exported = export(ExportConfig(run=run, images=8))
     assert exported.top1_agreement == 1
     assert exported.max_probability_difference < 1e-4
+
+
+def test_a_run_that_learns_doubt_pools_the_maximum_and_goes_on_so(tmp_path):
+    data, run = shapes(tmp_path / "data"), tmp_path / "run"
+    trained(data, run, stop=stop_at(3), unsure=0.3, epochs=2)
+    trained(data, run, resume=True, unsure=0.3, epochs=2)
+    model = json.loads((run / "config.json").read_text())["model"]
+    assert (model["max"], model["gem"], model["blur"], model["surest"]) == (True, False, True, True)
 
 
 def test_a_branch_costs_what_it_is_said_to_cost():

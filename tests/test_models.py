@@ -23,7 +23,7 @@ from mvcr_cli.models import (
     useful_scales,
 )
 from mvcr_cli.models.mvcr import MultiScaleResNet, scale_norms
-from mvcr_cli.models.scale_aware import AveragePool, GeM, SoftBlur
+from mvcr_cli.models.scale_aware import AveragePool, GeM, MaxPool, SoftBlur
 from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, resize_matrix, view_side
 
 
@@ -204,6 +204,14 @@ def test_full_blur_is_the_binomial_kernel():
 
 
 @torch.inference_mode()
+def test_maximum_pooling_does_not_count_how_much_of_the_picture_an_object_covers():
+    small, large = torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)
+    small[..., 4:6, 4:6], large[..., 2:14, 2:14] = 2.0, 2.0
+    assert torch.equal(MaxPool()(small), MaxPool()(large))
+    assert not torch.allclose(GeM(3.0)(small), GeM(3.0)(large), rtol=0.5)
+    assert isinstance(build(config_for("mvcr10n", 2, layers=("max",))).pool, MaxPool)
+
+
 def test_gem_runs_from_the_average_to_the_maximum():
     x = picture(2, 5, 6, 4).abs() + 0.1
     torch.testing.assert_close(GeM(1.0)(x), AveragePool()(x))

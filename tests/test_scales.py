@@ -19,7 +19,7 @@ from mvcr_cli.engine.loss import unsure_loss
 from mvcr_cli.engine.starting import Start
 from mvcr_cli.errors import UsageError
 from mvcr_cli.models import build, config_for
-from mvcr_cli.models.mvcr import MultiScaleResNet, frozen_norms, scale_norms
+from mvcr_cli.models.mvcr import MultiScaleResNet, scale_norms
 from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, sureness
 
 STILL = AugmentConfig(crop=1, zoom=0, shear=0, hflip=False, trivial=0)
@@ -171,16 +171,6 @@ def test_foreign_views_are_clearly_smaller_or_a_clearly_enlarged_part():
             assert abs(view.shape[-1] - 96) <= 2
             assert float(view.diff(dim=-1).abs().mean()) < 0.9 * float(x.diff(dim=-1).abs().mean())
     assert kinds == {True, False}
-
-
-def test_frozen_norms_stand_still_and_learn_again_afterwards():
-    mine = network((1.0,)).train()
-    before = {name: value.clone() for name, value in mine.state_dict().items()}
-    with frozen_norms(mine):
-        mine(pictures())
-    assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
-    mine(pictures())
-    assert not torch.equal(mine.state_dict()["bn1.running_mean"], before["bn1.running_mean"])
 
 
 def test_resolution_jitter_takes_detail_and_leaves_size_and_place():

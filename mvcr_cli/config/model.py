@@ -64,6 +64,7 @@ class ModelConfig:
             stride 1, for icons.
         blur: SoftBlur before every strided stage.
         gem: generalised-mean pooling; otherwise average pooling.
+        max: maximum pooling in the place of both.
         heads: multi-level heads on stages 2 and 3.
         sacs: stages, 1 to 4, whose blocks have a scale-aware convolution.
         detail: a thin branch sees the whole picture; the trunk's view at scale 1 is half as large.
@@ -84,6 +85,7 @@ class ModelConfig:
     stem: Stem = "imagenet"
     blur: bool = False
     gem: bool = False
+    max: bool = False
     heads: bool = False
     sacs: tuple[int, ...] = ()
     detail: bool = False
@@ -113,6 +115,7 @@ class ModelConfig:
         stages = 0 if self.block is None else 4
         fits = all(type(stage) is int and 1 <= stage <= stages for stage in self.sacs)
         check(fits and len(set(self.sacs)) == len(self.sacs), "sacs", self.sacs, "stages of the trunk, each once")
+        check(type(self.max) is bool and not (self.gem and self.max), "max", self.max, "true or false, without gem")
         switches = (self.detail, self.sift)
         check(all(type(on) is bool for on in switches), "detail, sift", switches, "true or false")
         check(self.block is not None or not any(switches), "detail, sift", switches, "off in a network without stages")

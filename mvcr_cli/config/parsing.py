@@ -78,6 +78,8 @@ def parse_layers(text: str) -> tuple[Layer, ...]:
     asked = {part.strip() for part in text.split(",")}
     if unknown := sorted(asked - set(known)):
         raise UsageError(f"--layers: there is no layer {unknown[0]!r}", f"layers: {', '.join(known)}; or none")
+    if asked >= {"gem", "max"}:
+        raise UsageError("--layers: gem and max are two ways to pool", "leave one of them out")
     return tuple(layer for layer in known if layer in asked)
 
 

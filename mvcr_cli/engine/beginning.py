@@ -177,12 +177,12 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     """
     was = {"zoom_mode": "off"} | stored["train"]  # runs from before there was zoom do not tell
     # The number of threads decides in which order sums are made, and with that the last bits of a result.
-    keys = ("model", "imgsz", "scales", "tiles", "tile_px", "batch", "epochs", "lr", "threads")
+    keys = ("model", "imgsz", "scales", "layers", "tiles", "tile_px", "batch", "epochs", "lr", "threads")
     fitted = {key: was.get(key) for key in keys if getattr(config, key) is None}
     if config.zoom_mode == "auto":
         fitted["zoom_mode"] = was["zoom_mode"]
     try:
-        fitted |= {"scales": tuple(fitted["scales"])} if fitted.get("scales") else {}
+        fitted |= {key: tuple(fitted[key]) for key in ("scales", "layers") if fitted.get(key) is not None}
         config = replace(config, **fitted, workers=default_workers(config.workers))
     except (TypeError, UsageError) as error:
         raise ConfigMismatch(

@@ -95,7 +95,7 @@ def plain_config(config: ModelConfig) -> ModelConfig | None:
     name = plain_twin(config.name)
     if name is None:
         return None
-    plain = replace(config, name=name, scales=(1.0,), blur=False, gem=False, heads=False)
+    plain = replace(config, name=name, scales=(1.0,), blur=False, gem=False, max=False, heads=False)
     return replace(plain, sacs=(), detail=False, sift=False, zoom=None)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mvcr_cli.config import MEBIBYTE, Stem, TrainConfig, ZoomMode
+from mvcr_cli.config import MEBIBYTE, Layer, Stem, TrainConfig, ZoomMode
 from mvcr_cli.data.folder import (
     Sample,
     check_trainable,
@@ -34,6 +34,7 @@ PROBED_PICTURES = 500
 SMALL_STEM_BELOW = 96
 FINE_STEM_BELOW = 48
 WIDE_SPREAD = 4.0  # of picture sizes: two octaves
+UNSURE_LAYERS: tuple[Layer, ...] = ("blur", "max")  # the surest view must not be sure because its object is large
 ZOOM_FROM = (
     1024  # pixels of the median longer side from which "auto" zooms, if that is also four times the trunk's size
 )
@@ -147,6 +148,7 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
         config,
         model=model,
         imgsz=imgsz,
+        layers=UNSURE_LAYERS if config.unsure and config.layers is None else config.layers,
         scales=config.scales or _fit_scales(model, prepared.spread, side),
         zoom_mode=zoom,
         tiles=tiles,

@@ -23,7 +23,7 @@ from mvcr_cli.engine.schedule import lr_factor
 from mvcr_cli.engine.zoom_step import zoom_loss
 from mvcr_cli.errors import DataError
 from mvcr_cli.models import Network
-from mvcr_cli.models.mvcr import MultiScaleResNet, frozen_norms
+from mvcr_cli.models.mvcr import MultiScaleResNet
 from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name
 
@@ -78,13 +78,12 @@ class Session:
     def _foreign_loss(self, x: Tensor, step: int) -> Tensor:
         """Half of the batch at a foreign scale, where the network is to say that it cannot tell.
 
-        The batch norms stand still meanwhile: in use, such a view is normalised by the statistics of the taught scales.
+        The batch norms learn its statistics, too: in use, taught and foreign views go through the same ones.
         """
         network = self.network
         assert isinstance(network, MultiScaleResNet)
         view = foreign_view(x[: max(1, len(x) // 2)], random.Random(stable_seed(self.config.seed, step, "foreign")))
-        with frozen_norms(network):
-            return unsure_loss(network.look_at(view, network.taught[0]))
+        return unsure_loss(network.look_at(view, network.taught[0]))
 
     def flush(self, step: int, side: int) -> None:
         """Move by the gradients that wait, if any do: at the end of a run, or when the last picture was unreadable."""

@@ -56,6 +56,7 @@ def config_for(name: str, classes: int, *, scales: tuple[float, ...] | None = No
         stem=stem,
         blur="blur" in layers,
         gem="gem" in layers,
+        max="max" in layers,
         heads="heads" in layers,
         sacs=SACS_STAGES if "sacs" in layers else (),
         detail="detail" in layers,

@@ -18,8 +18,6 @@ ResNet's cost; "all" fuses every view; "auto" begins with the cheapest view and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +26,7 @@ from mvcr_cli.config import Look, ModelConfig, Stem
 from mvcr_cli.models.dense_sift import SiftBranch
 from mvcr_cli.models.detail import DetailBranch
 from mvcr_cli.models.resnet import LAYER2_STRIDE, BasicBlock, Bottleneck, ResNetTrunk
-from mvcr_cli.models.scale_aware import AveragePool, GeM, ScaleBatchNorm2d
+from mvcr_cli.models.scale_aware import AveragePool, GeM, MaxPool, ScaleBatchNorm2d
 from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, sureness, view_side
 
 SMALLEST_VIEW = {"imagenet": 48, "small": 24, "fine": 12}  # pixels; below, the last stage is a single cell
@@ -52,7 +50,7 @@ class MultiScaleResNet(ResNetTrunk):
         super().__init__(block, config.depths, config.width, config.stem, norms, blur, sacs)
         self.config = config
         self.norm_of = [_nearest(scale, [config.scales[view] for view in self.taught]) for scale in config.scales]
-        self.pool = GeM(1.0 if exact else 3.0) if config.gem else AveragePool()
+        self.pool = MaxPool() if config.max else GeM(1.0 if exact else 3.0) if config.gem else AveragePool()
         self.drop = nn.Dropout(config.drop)
         self.fc = nn.Linear(self.channels[3], config.classes)
         self.head3 = nn.Linear(self.channels[1], config.classes, bias=False) if config.heads else None
@@ -210,16 +208,3 @@ def _norm_tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
 def scale_norms(network: nn.Module) -> list[ScaleBatchNorm2d]:
     """Those that have a private set for more than one view."""
     return [module for module in network.modules() if isinstance(module, ScaleBatchNorm2d) and len(module.scales)]
-
-
-@contextmanager
-def frozen_norms(network: nn.Module) -> Iterator[None]:
-    """Batch norms use their running statistics and do not change them."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
-    for norm in norms:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training = True

@@ -113,6 +113,19 @@ class GeM(nn.Module):
         return powered.pow(1 / self.p)
 
 
+class MaxPool(nn.Module):
+    """The maximum over space: how much of the picture an object covers does not count.
+
+    A mean grows with the object's area, and with it the logits: of several views, the one with the largest object would
+    be the surest for no other reason.
+
+    Shape: (N, C, H, W) -> (N, C).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3))
+
+
 class AveragePool(nn.Module):
     """Mean over space. Shape: (N, C, H, W) -> (N, C)."""
 
