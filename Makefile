@@ -28,7 +28,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/python examples/elpv.py $(DATA)
 	rm -rf $(RUN)
-	$(BIN)/mvcr train $(DATA) --run $(RUN) --time $(TIME) --offline --turn --vflip --crop 1 --shear 0 --zoom-range 0.1 --trivial 0.3
+	$(BIN)/mvcr train $(DATA) --run $(RUN) --time $(TIME) --offline --turn --vflip --crop 1 --shear 0 --zoom-range 0.1 --trivial 0.3 --label-smoothing 0
 	$(BIN)/mvcr eval --run $(RUN)
 	$(BIN)/mvcr predict "$$(find $(DATA)/val/defective -name '*.png' | sort | head -n 1)" --run $(RUN) --format jsonl
 	$(BIN)/mvcr export --run $(RUN) --format onnx --overwrite

@@ -20,7 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-RECIPE = "--turn --vflip --crop 1 --shear 0 --zoom-range 0.1 --trivial 0.3"
+RECIPE = "--turn --vflip --crop 1 --shear 0 --zoom-range 0.1 --trivial 0.3 --label-smoothing 0"
 STEPS = {
     "resnet18": "--model resnet18 --no-progressive",
     "+ progressive size": "--model resnet18",
