@@ -92,6 +92,11 @@ def grey_if_grey(image: Image.Image) -> Image.Image:
     return image.getchannel(0) if same else image
 
 
+def image_bytes(image: Image.Image) -> int:
+    """Memory of a picture in 8-bit channels."""
+    return image.width * image.height * len(image.getbands())
+
+
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
     """Antialiased bilinear resize. Shape: (N, C, H, W) -> (N, C, height, width)."""
     if width == 1 and height > 1:  # torch 2.14 gives wrong rows to a result that is one pixel wide
