@@ -222,10 +222,10 @@ def strange(**changes: NDArray[Any]) -> OnnxZoomPredictor:
         "model": config.to_dict(),
         "lessons": 1,
     }
-    scores = np.zeros((1, 77, 77), np.float32)
+    scores = np.zeros((1, 36, 36), np.float32)
     good = {"rows": np.full((1, 2), 0.5), "weights": np.full((1, 4), 0.25), "own": np.full((1, 4, 2), 0.5),
             "features": np.zeros((1, 4, 8), np.float32), "chosen": np.arange(4)[None], "fine": scores,
-            "coarse": np.zeros((1, 37, 37), np.float32)} | changes  # fmt: skip
+            "coarse": np.zeros((1, 16, 16), np.float32)} | changes  # fmt: skip
     finder = Answers(facts)
     by_side = {320 // 2: good["fine"], 320 // 4: good["coarse"]}
     finder.run = lambda count, strip: [by_side[strip.shape[-1]]]  # type: ignore[method-assign]
@@ -252,7 +252,7 @@ def test_files_that_give_what_they_should_are_taken(picture):
         {"chosen": np.array(3)}, {"chosen": np.arange(3)[None]}, {"chosen": np.array([[0, 1, 2, 16]])},
         {"chosen": np.array([[0, 1, 2, np.nan]])}, {"weights": np.full((1, 4), np.nan)}, {"weights": np.array(1.0)},
         {"own": np.full((1, 4, 2), np.inf)}, {"own": np.zeros((1, 4, 3))}, {"rows": np.full((1, 2), np.nan)},
-        {"fine": np.array(1.0)}, {"fine": np.zeros((1, 77, 70), np.float32)}, {"coarse": np.zeros(5)},
+        {"fine": np.array(1.0)}, {"fine": np.zeros((1, 36, 30), np.float32)}, {"coarse": np.zeros(5)},
     ],
 )  # fmt: skip
 def test_files_that_give_anything_else_are_refused(picture, change):
