@@ -31,7 +31,7 @@ from mvcr_cli.engine.export_zoom import OnnxZoomPredictor
 from mvcr_cli.engine.onnx_predictor import Worker
 from mvcr_cli.engine.predict import predict
 from mvcr_cli.engine.prepare import fit_tile, zoom_mode
-from mvcr_cli.errors import CheckpointError, UsageError
+from mvcr_cli.errors import BadImage, CheckpointError, DataError, UsageError
 from mvcr_cli.models import TRUNKS, build, config_for, load_trunk, parameter_count
 from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.records import BenchmarkRow, LoaderReport
@@ -173,6 +173,25 @@ def test_a_picture_smaller_than_a_tile_is_in_its_tiles_whole(side, tmp_path):
         if right - left >= side:
             assert left <= 0 and top <= 0 and right >= side and bottom >= side
         assert max(left, 0) < min(right, side) and max(top, 0) < min(bottom, side)
+
+
+def test_a_narrow_grey_picture_has_a_glance_and_tiles(tmp_path):
+    Image.fromarray(np.arange(50, dtype=np.uint8)[:, None]).save(tmp_path / "line.png")
+    reader = TileReader(ZoomConfig(tiles=2, candidates=8), Preprocess(size=48), 0)
+    with open_picture(str(tmp_path / "line.png")) as picture:
+        glance, tiles = reader.look(picture)
+    assert glance.size == (1, 50) and tiles.pixels.shape == (8, 40, 40, 1)
+
+
+def test_pictures_that_none_can_read_say_why(data, tmp_path, monkeypatch):
+    """Such as those that need another package."""
+
+    def refuse(reader: TileReader, picture: Any) -> Any:
+        raise BadImage("too_many_pixels", "pip install")
+
+    monkeypatch.setattr(TileReader, "look", refuse)
+    with pytest.raises(DataError, match="none of the validation pictures.*too_many_pixels, pip install"):
+        trained(data, tmp_path / "run", **ZOOM, epochs=1)
 
 
 # Exported files
