@@ -190,7 +190,7 @@ def test_pictures_that_none_can_read_say_why(data, tmp_path, monkeypatch):
         raise BadImage("too_many_pixels", "pip install")
 
     monkeypatch.setattr(TileReader, "look", refuse)
-    with pytest.raises(DataError, match="none of the validation pictures.*too_many_pixels, pip install"):
+    with pytest.raises(DataError, match=r"none of the validation pictures.*too_many_pixels, pip install"):
         trained(data, tmp_path / "run", **ZOOM, epochs=1)
 
 
