@@ -65,16 +65,16 @@ def odd_pictures() -> Iterator[Image.Image]:
 def test_every_format_agrees_on_ten_odd_sizes(format_: str, fit: str) -> None:
     made = checkpoint(fit=fit)
     _, runner = engine._FORMATS[format_](made)
-    agreement, difference = compare(made, runner, list(odd_pictures()))
-    assert agreement == 1
-    assert difference <= 1e-4
+    parity = compare(made, runner, odd_pictures())
+    assert parity.same == len(parity.sizes) == 10
+    assert parity.difference <= 1e-4
 
 
 @pytest.mark.parametrize("name", ["resnet10n", "cnn"])
 def test_models_of_one_view_are_exported_too(name: str) -> None:
     made = checkpoint(name)
     _, runner = engine._FORMATS["onnx"](made)
-    assert compare(made, runner, list(odd_pictures())[:3])[1] <= 1e-4
+    assert compare(made, runner, list(odd_pictures())[:3]).difference <= 1e-4
 
 
 def test_onnx_file_is_self_contained_and_described(run: Path) -> None:
@@ -179,7 +179,7 @@ def test_the_first_view_alone_is_exported_as_a_plain_network():
     with torch.inference_mode():
         assert torch.equal(network(x), whole(x))
     raw, runner = engine._FORMATS["onnx"](plain)
-    assert compare(plain, runner, list(odd_pictures())[:3])[1] <= 1e-4
+    assert compare(plain, runner, list(odd_pictures())[:3]).difference <= 1e-4
     assert len(raw) < len(engine._FORMATS["onnx"](made)[0])
 
 
@@ -190,6 +190,6 @@ def test_views_that_are_only_looked_through_are_exported(scales):
     torch.manual_seed(1)
     made = replace(made, config=config, tensors=build(config).state_dict())
     _, runner = engine._FORMATS["onnx"](made)
-    agreement, difference = compare(made, runner, list(odd_pictures()))
-    assert agreement == 1
-    assert difference <= 1e-4
+    parity = compare(made, runner, odd_pictures())
+    assert parity.same == len(parity.sizes) == 10
+    assert parity.difference <= 1e-4

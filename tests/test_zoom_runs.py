@@ -31,7 +31,7 @@ from mvcr_cli.engine.export_zoom import OnnxZoomPredictor
 from mvcr_cli.engine.onnx_predictor import Worker
 from mvcr_cli.engine.predict import predict
 from mvcr_cli.engine.prepare import fit_tile, zoom_mode
-from mvcr_cli.errors import CheckpointError, UsageError
+from mvcr_cli.errors import BadImage, CheckpointError, DataError, UsageError
 from mvcr_cli.models import TRUNKS, build, config_for, load_trunk, parameter_count
 from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.records import BenchmarkRow, LoaderReport
@@ -175,6 +175,25 @@ def test_a_picture_smaller_than_a_tile_is_in_its_tiles_whole(side, tmp_path):
         assert max(left, 0) < min(right, side) and max(top, 0) < min(bottom, side)
 
 
+def test_a_narrow_grey_picture_has_a_glance_and_tiles(tmp_path):
+    Image.fromarray(np.arange(50, dtype=np.uint8)[:, None]).save(tmp_path / "line.png")
+    reader = TileReader(ZoomConfig(tiles=2, candidates=8), Preprocess(size=48), 0)
+    with open_picture(str(tmp_path / "line.png")) as picture:
+        glance, tiles = reader.look(picture)
+    assert glance.size == (1, 50) and tiles.pixels.shape == (8, 40, 40, 1)
+
+
+def test_pictures_that_none_can_read_say_why(data, tmp_path, monkeypatch):
+    """Such as those that need another package."""
+
+    def refuse(reader: TileReader, picture: Any) -> Any:
+        raise BadImage("too_many_pixels", "pip install")
+
+    monkeypatch.setattr(TileReader, "look", refuse)
+    with pytest.raises(DataError, match=r"none of the validation pictures.*too_many_pixels, pip install"):
+        trained(data, tmp_path / "run", **ZOOM, epochs=1)
+
+
 # Exported files
 
 
@@ -222,10 +241,10 @@ def strange(**changes: NDArray[Any]) -> OnnxZoomPredictor:
         "model": config.to_dict(),
         "lessons": 1,
     }
-    scores = np.zeros((1, 77, 77), np.float32)
+    scores = np.zeros((1, 36, 36), np.float32)
     good = {"rows": np.full((1, 2), 0.5), "weights": np.full((1, 4), 0.25), "own": np.full((1, 4, 2), 0.5),
             "features": np.zeros((1, 4, 8), np.float32), "chosen": np.arange(4)[None], "fine": scores,
-            "coarse": np.zeros((1, 37, 37), np.float32)} | changes  # fmt: skip
+            "coarse": np.zeros((1, 16, 16), np.float32)} | changes  # fmt: skip
     finder = Answers(facts)
     by_side = {320 // 2: good["fine"], 320 // 4: good["coarse"]}
     finder.run = lambda count, strip: [by_side[strip.shape[-1]]]  # type: ignore[method-assign]
@@ -252,7 +271,7 @@ def test_files_that_give_what_they_should_are_taken(picture):
         {"chosen": np.array(3)}, {"chosen": np.arange(3)[None]}, {"chosen": np.array([[0, 1, 2, 16]])},
         {"chosen": np.array([[0, 1, 2, np.nan]])}, {"weights": np.full((1, 4), np.nan)}, {"weights": np.array(1.0)},
         {"own": np.full((1, 4, 2), np.inf)}, {"own": np.zeros((1, 4, 3))}, {"rows": np.full((1, 2), np.nan)},
-        {"fine": np.array(1.0)}, {"fine": np.zeros((1, 77, 70), np.float32)}, {"coarse": np.zeros(5)},
+        {"fine": np.array(1.0)}, {"fine": np.zeros((1, 36, 30), np.float32)}, {"coarse": np.zeros(5)},
     ],
 )  # fmt: skip
 def test_files_that_give_anything_else_are_refused(picture, change):

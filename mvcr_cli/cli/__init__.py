@@ -109,7 +109,9 @@ def explain(error: Exception) -> MvcrError | None:
         return UsageError(error.format_message(), f"{context.command_path if context else 'mvcr'} --help")
     if is_out_of_memory(error):
         where = "".join(f" {note}" for note in getattr(error, "__notes__", ())[:1])
-        return WorkerFailed(f"out of memory{where}", "a smaller --batch or --imgsz needs less; so do fewer --workers")
+        return WorkerFailed(
+            f"out of memory{where}", "a smaller --batch or --imgsz needs less; so do fewer --workers or --tiles"
+        )
     return _explain_os(error) if isinstance(error, OSError) else None
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from mvcr_cli.config.checks import check
 from mvcr_cli.config.constants import LARGEST_CANVAS, Block, Stem
 
-MOST_TILE_PIXELS = 1 << 26  # of a picture's candidates, of which a few dozen pictures are held at a time
+MOST_TILE_PIXELS = 1 << 27  # of all candidates of a picture: 16 tiles of the largest size
 
 
 @dataclass(frozen=True, kw_only=True)

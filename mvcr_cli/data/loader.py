@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
@@ -26,17 +25,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mvcr_cli.config import MEBIBYTE, MOST_READ_SECONDS, READ_SECONDS, AugmentConfig
+from mvcr_cli.config import MOST_READ_SECONDS, READ_SECONDS, AugmentConfig
 from mvcr_cli.data.augment import augment
+from mvcr_cli.data.cache import ReadCache
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
-from mvcr_cli.data.preprocess import Preprocess, grey_if_grey
+from mvcr_cli.data.preprocess import Preprocess, grey_if_grey, image_bytes
 from mvcr_cli.data.tiles import TileBatch, TileReader, Tiles, stack_tiles, turned
-from mvcr_cli.data.trail import Trail
-from mvcr_cli.errors import BadImage, WorkerFailed
+from mvcr_cli.errors import WorkerFailed
 from mvcr_cli.models.scale_set import view_side
 from mvcr_cli.paths import display_name
-from mvcr_cli.records import Problem
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -50,24 +48,8 @@ def stable_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
-class PixelCache:
-    """Decoded pictures, kept until the cap is reached and then no more; bad files are remembered as well.
-
-    It never evicts: epochs visit every picture once, and under such a scan every eviction policy lowers the hit rate.
-    Entries are keyed by content, so that a changed file is read again and copies are kept once.
-
-    Args:
-        megabytes: the cap, in MiB.
-        trail: where to note what is being decoded, for the case that the decoder takes the process down.
-    """
-
-    def __init__(self, megabytes: int, trail: Trail | None = None) -> None:
-        self.trail = trail
-        self.cap = megabytes * MEBIBYTE
-        self.used = 0
-        self.problems: dict[str, Problem] = {}
-        self._entries: dict[tuple[str, int], Image.Image] = {}
-        self._lock = threading.Lock()
+class PixelCache(ReadCache[tuple[str, int], Image.Image]):
+    """Decoded pictures; see `ReadCache`."""
 
     def picture(self, sample: Sample, side: int, *, shrink: bool) -> Image.Image | None:
         """The upright picture, RGB or grey, or None when the file is bad, which is noted in `problems`.
@@ -76,27 +58,12 @@ class PixelCache:
             side: pixels of the longer side that must be kept; a JPEG may be decoded reduced, but never below.
             shrink: resize to exactly this longer side when larger; otherwise leave the picture as decoded.
         """
-        key = (sample.digest, side if shrink else 0)
-        if (held := self._entries.get(key)) is not None:
-            return held
-        if sample.path in self.problems:
-            return None
-        try:
-            with nullcontext() if self.trail is None else self.trail.reading(sample.path):
-                image = load_picture(sample.path, side).image
-        except BadImage as bad:
-            self.problems[sample.path] = Problem(path=sample.path, code=bad.code, detail=bad.detail)
-            return None
-        image = grey_if_grey(_shrink(image, side) if shrink else image)
-        self._keep(key, image)
-        return image
 
-    def _keep(self, key: tuple[str, int], image: Image.Image) -> None:
-        size = image.width * image.height * len(image.getbands())
-        with self._lock:
-            if key not in self._entries and self.used + size <= self.cap:
-                self.used += size
-                self._entries[key] = image
+        def read() -> Image.Image:
+            image = load_picture(sample.path, side).image
+            return grey_if_grey(_shrink(image, side) if shrink else image)
+
+        return self.fetch((sample.digest, side if shrink else 0), sample.path, read, image_bytes)
 
 
 def _shrink(image: Image.Image, side: int) -> Image.Image:
@@ -178,11 +145,10 @@ class TrainingReader:
                 items = []
 
     def _read(self, step: Step, sample: Sample) -> Item | None:
-        tiles: Tiles | None = None
         if self.zoom is None:
-            image = self.cache.picture(sample, self.base, shrink=True)
+            image, tiles = self.cache.picture(sample, self.base, shrink=True), None
         else:
-            image, tiles = self.zoom.read(sample)
+            image, tiles = self.zoom.read(sample) or (None, None)
         if image is None:
             return None
         rng = random.Random(stable_seed(self.seed, step.epoch, sample.digest))
@@ -226,8 +192,8 @@ def evaluation_batches(samples: Sequence[Sample], preprocess: Preprocess, batch:
 
     def read(sample: Sample) -> tuple[Tensor, Tiles | None] | None:
         if zoom is not None:
-            glance, tiles = zoom.read(sample)
-            return None if glance is None else (preprocess.tensor(glance), tiles)
+            found = zoom.read(sample)
+            return None if found is None else (preprocess.tensor(found[0]), found[1])
         # Twice the size needed: a JPEG may be decoded reduced, and the resize that follows still filters.
         image = cache.picture(sample, 2 * side, shrink=False)
         return None if image is None else (preprocess.tensor(image, factor), None)

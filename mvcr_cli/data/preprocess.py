@@ -87,9 +87,16 @@ class Preprocess:
 
 def grey_if_grey(image: Image.Image) -> Image.Image:
     """A grey picture in one channel costs a third of the cache and of the augmentation."""
+    if image.mode == "L":
+        return image
     pixels = np.asarray(image)
     same = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2])
     return image.getchannel(0) if same else image
+
+
+def image_bytes(image: Image.Image) -> int:
+    """Memory of a picture in 8-bit channels."""
+    return image.width * image.height * len(image.getbands())
 
 
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:

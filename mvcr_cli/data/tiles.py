@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,17 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mvcr_cli.config import MEBIBYTE, AugmentConfig, ZoomConfig
+from mvcr_cli.config import AugmentConfig, ZoomConfig
+from mvcr_cli.data.cache import ReadCache
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.huge import open_huge
 from mvcr_cli.data.images import HUGE_ABOVE, load_picture
-from mvcr_cli.data.preprocess import Preprocess, grey_if_grey
+from mvcr_cli.data.preprocess import Preprocess, grey_if_grey, image_bytes
 from mvcr_cli.data.trail import Trail
 from mvcr_cli.data.turning import Box
-from mvcr_cli.errors import BadImage
 from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks, local_maxima, salience
 from mvcr_cli.models.zoom import TileScorer
-from mvcr_cli.records import Problem
 
 Pixels = NDArray[np.uint8]
 Finder = Callable[[Tensor], Tensor]  # `TileScorer`, or what runs an exported one
@@ -154,60 +151,37 @@ def turned(tiles: Tiles, config: AugmentConfig, rng: random.Random) -> Tiles:
     return Tiles(tiles.boxes, tiles.prior, pixels)
 
 
-class TileReader:
-    """Glances and tiles of large pictures, from a capped cache or from the file; bad files are remembered.
-
-    Like `PixelCache` it never evicts: what does not fit any more is read again.
+class TileReader(ReadCache[str, tuple[Image.Image, Tiles]]):
+    """Glances and tiles of large pictures; see `ReadCache`.
 
     Args:
         preprocess: of the network; the glance is read at twice its size, so that the resize that follows filters.
-        megabytes: cap of the cache in MiB.
-        trail: where to note what is being decoded.
     """
 
     def __init__(self, zoom: ZoomConfig, preprocess: Preprocess, megabytes: int, trail: Trail | None = None) -> None:
-        self.zoom, self.preprocess, self.trail = zoom, preprocess, trail
-        self.cap, self.used = megabytes * MEBIBYTE, 0
-        self.problems: dict[str, Problem] = {}
+        super().__init__(megabytes, trail)
+        self.zoom, self.preprocess = zoom, preprocess
         self.finder: Finder | None = None
-        self._entries: dict[str, tuple[Image.Image, Tiles]] = {}
-        self._lock = threading.Lock()
 
     def search_with(self, finder: Finder | None) -> None:
         """Propose with another finder from now on; what the earlier one found is forgotten."""
         self.finder = finder
-        self._entries.clear()
-        self.used = 0
+        self.clear()
 
-    def read(self, sample: Sample) -> tuple[Image.Image, Tiles] | tuple[None, None]:
-        """Glance and candidates of one picture; None twice when the file is bad, which is noted in `problems`."""
-        if (held := self._entries.get(sample.digest)) is not None:
-            return held
-        if sample.path in self.problems:
-            return None, None
-        try:
-            noted = nullcontext() if self.trail is None else self.trail.reading(sample.path)
-            with noted, open_picture(sample.path) as picture:
-                found = self.look(picture)
-        except BadImage as bad:
-            self.problems[sample.path] = Problem(path=sample.path, code=bad.code, detail=bad.detail)
-            return None, None
-        self._keep(sample.digest, found)
-        return found
+    def read(self, sample: Sample) -> tuple[Image.Image, Tiles] | None:
+        """Glance and candidates of one picture; None when the file is bad, which is noted in `problems`."""
+
+        def read() -> tuple[Image.Image, Tiles]:
+            with open_picture(sample.path) as picture:
+                return self.look(picture)
+
+        return self.fetch(sample.digest, sample.path, read, lambda found: image_bytes(found[0]) + found[1].bytes)
 
     def look(self, picture: Picture) -> tuple[Image.Image, Tiles]:
         """Glance and candidates of an open picture. Raises: BadImage."""
         glance = grey_if_grey(picture.glance(2 * self.preprocess.size))
         boxes, prior = propose(picture, self.zoom, self.finder, self.preprocess)
         return glance, cut_tiles(picture, boxes, prior, self.zoom)
-
-    def _keep(self, digest: str, found: tuple[Image.Image, Tiles]) -> None:
-        glance, tiles = found
-        size = glance.width * glance.height * len(glance.getbands()) + tiles.bytes
-        with self._lock:
-            if digest not in self._entries and self.used + size <= self.cap:
-                self.used += size
-                self._entries[digest] = found
 
 
 @torch.inference_mode()

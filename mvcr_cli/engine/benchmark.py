@@ -1,11 +1,12 @@
 """Benchmark: speed, memory and size of models, each beside the plain ResNet of the same depth, and of the reading.
 
 A model, in each way to look through its views, and its plain twin have the same trunk, stem and classes and are timed by
-turns in one loop. Presets are timed as
-`mvcr train` builds them from scratch at each size, a run as it is. A training step is the one that training takes
-(`Session.step`: normalisation, all views, loss, backward, clipping, fused AdamW, weight average) and, like training,
-needs two pictures. A forward takes normalised float pictures in eager mode, and in onnxruntime, where preprocessing is
-part of the graph, uint8 pictures. What times and memory mean is said in `mvcr_cli.engine.measure`.
+turns in one loop. Presets are timed as `mvcr train` builds them from scratch at each size, a run as it is. A training step
+is the one that training takes (`Session.step`: normalisation, all views, loss, backward, clipping, fused AdamW, weight
+average) and, like training, needs two pictures. A forward takes normalised float pictures in eager mode, and in
+onnxruntime, where preprocessing is part of the graph, uint8 pictures. A network that zooms is given the candidates that
+were cut out of a picture, ranks them and looks at the best; searching the picture is not part of that.
+What times and memory mean is said in `mvcr_cli.engine.measure`.
 """
 
 from __future__ import annotations

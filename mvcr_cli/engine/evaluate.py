@@ -81,7 +81,7 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
     )  # fmt: skip
     problems += (cache if zoom is None else zoom).problems.values()
     if not kept:
-        raise DataError("none of the pictures can be read", "look at them with an image viewer")
+        raise none_readable("pictures", problems)
     report = summarise(
         run=str(run_directory(weights) or weights),
         data=str(config.data) if config.data else "validation split",
@@ -93,6 +93,12 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
         seconds=time.monotonic() - started,
     )
     return report, image_results(kept, probabilities, checkpoint.classes), problems
+
+
+def none_readable(what: str, problems: Sequence[Problem]) -> DataError:
+    """That of all the pictures none is left, and what is wrong with one of them."""
+    first = f"; {display_name(problems[-1].path)}: {problems[-1].code}, {problems[-1].detail}" if problems else ""
+    return DataError(f"none of the {what} can be read{first}", "look at them with an image viewer")
 
 
 def evaluation_set(config: EvalConfig, weights: Path,

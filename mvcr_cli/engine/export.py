@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from mvcr_cli.data.preprocess import PreprocessGraph
 from mvcr_cli.engine import Say, Track, find_run, run_directory, say_nothing, silent
 from mvcr_cli.engine.evaluate import probabilities_of, validation_split
 from mvcr_cli.engine.onnx_predictor import OnnxPredictor, require_onnx
+from mvcr_cli.engine.verdict import Parity
 from mvcr_cli.errors import BadImage, CannotCreate, CheckFailed, ConfigMismatch, UsageError
 from mvcr_cli.models import Network
 from mvcr_cli.paths import display_name, to_json, write_whole
@@ -80,8 +81,7 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
     if config.run is None:
         say(f"run: {display_name(folder or weights)}")
     target = config.out or (folder or weights.parent) / f"{(folder or weights).stem}{SUFFIXES[config.format]}"
-    if target.exists() and not config.overwrite:
-        raise CannotCreate(f"{display_name(target)} exists", "replace it with --overwrite, or choose another --out")
+    _refuse_existing((target,), config)
     if not target.parent.is_dir():
         raise CannotCreate(f"there is no folder {display_name(target.parent)}", "make it, or choose another --out")
     checkpoint = Checkpoint.load(weights)
@@ -90,24 +90,32 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
             raise UsageError("--views 1: the tiles of a network that zooms are no view", "leave --views out")
         checkpoint = first_view(checkpoint)
     if checkpoint.config.zoom is not None and config.format != "safetensors":
-        return _export_zoom(config, checkpoint, folder, weights, target, track)
-    raw, runner = _FORMATS[config.format](checkpoint)
-    pictures = list(track(_pictures(folder, checkpoint, config.images), total=None, label="checking"))
-    agreement, difference = compare(checkpoint, runner, pictures)
+        files, parity = _zoom_files(config, checkpoint, folder, target, track)
+    else:
+        raw, runner = _FORMATS[config.format](checkpoint)
+        pictures = track(_pictures(folder, checkpoint, config.images), total=None, label="checking")
+        files, parity = {target: raw}, compare(checkpoint, runner, pictures)
     report = ExportReport(
         run=str(folder or weights),
         file=str(target),
         format=config.format,
-        megabytes=len(raw) / 1e6,
-        images=len(pictures),
-        sizes=tuple(sorted({f"{image.width}x{image.height}" for image in pictures})[:20]),
-        top1_agreement=agreement,
-        max_probability_difference=difference,
+        megabytes=sum(map(len, files.values())) / 1e6,
+        images=len(parity.sizes),
+        sizes=tuple(sorted({f"{width}x{height}" for width, height in parity.sizes})[:20]),
+        top1_agreement=parity.same / len(parity.sizes),
+        max_probability_difference=parity.difference,
         tolerance=config.tolerance,
     )
     _refuse_disagreement(report)
-    write_whole(target, raw)
+    for path, raw in files.items():
+        write_whole(path, raw)
     return report
+
+
+def _refuse_existing(paths: Iterable[Path], config: ExportConfig) -> None:
+    there = next((path for path in paths if path.exists()), None)
+    if there is not None and not config.overwrite:
+        raise CannotCreate(f"{display_name(there)} exists", "replace it with --overwrite, or choose another --out")
 
 
 def first_view(checkpoint: Checkpoint) -> Checkpoint:
@@ -121,9 +129,9 @@ def first_view(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=config, tensors=tensors)
 
 
-def _export_zoom(config: ExportConfig, checkpoint: Checkpoint, folder: Path | None, weights: Path, target: Path,
-                 track: Track) -> ExportReport:  # fmt: skip
-    """The three ONNX files of a zooming network, when together they do what the run does."""
+def _zoom_files(config: ExportConfig, checkpoint: Checkpoint, folder: Path | None, target: Path,
+                track: Track) -> tuple[dict[Path, bytes], Parity]:  # fmt: skip
+    """The three ONNX files of a zooming network, the one that names the run last, and what they do beside the run."""
     from mvcr_cli.engine.export_zoom import PARTS, OnnxZoomPredictor, compare_files, part_path, zoom_files
     from mvcr_cli.engine.predict import TorchPredictor
 
@@ -132,35 +140,19 @@ def _export_zoom(config: ExportConfig, checkpoint: Checkpoint, folder: Path | No
             f"--format {config.format} holds one graph, and a network that zooms needs several", "export it as onnx"
         )
     require_onnx()
+    paths = {part: part_path(target, part) for part in (*PARTS, "")}
+    _refuse_existing(paths.values(), config)
     network = checkpoint.network()
     facts = {"classes": checkpoint.classes, "preprocess": checkpoint.preprocess.to_dict(),
              "model": checkpoint.config.to_dict(), "lessons": int(getattr(network, "lessons", 0)),
              "weights": hashlib.sha256(pack(checkpoint.tensors, {})).hexdigest()}  # fmt: skip
     files = zoom_files(checkpoint, partial(_traced, facts=facts, checkpoint=checkpoint))
-    paths = (part_path(target, part) for part in files)
-    if not config.overwrite and (there := next((path for path in paths if path.exists()), None)):
-        raise CannotCreate(f"{display_name(there)} exists", "replace it with --overwrite, or choose another --out")
     samples = _checked_samples(folder, checkpoint, config.images)
     theirs = OnnxZoomPredictor.from_files(files, "the exported files")
-    own = TorchPredictor(checkpoint, "cpu")
-    agreement, difference, sizes = compare_files(
-        own, theirs, list(track(samples, total=len(samples), label="checking"))
+    shown = track(samples, total=len(samples), label="checking")
+    return {path: files[part] for part, path in paths.items()}, compare_files(
+        TorchPredictor(checkpoint, "cpu"), theirs, shown
     )
-    report = ExportReport(
-        run=str(folder or weights),
-        file=str(target),
-        format=config.format,
-        megabytes=sum(map(len, files.values())) / 1e6,
-        images=len(sizes),
-        sizes=tuple(sorted({f"{width}x{height}" for width, height in sizes})[:20]),
-        top1_agreement=agreement,
-        max_probability_difference=difference,
-        tolerance=config.tolerance,
-    )
-    _refuse_disagreement(report)
-    for part in (*PARTS, ""):  # the file that names the run comes last
-        write_whole(part_path(target, part), files[part])
-    return report
 
 
 def _refuse_disagreement(report: ExportReport) -> None:
@@ -173,16 +165,14 @@ def _refuse_disagreement(report: ExportReport) -> None:
         )
 
 
-def compare(checkpoint: Checkpoint, runner: Runner, pictures: Sequence[Image.Image]) -> tuple[float, float]:
-    """Share of equal top-1 classes, and the largest difference of any probability. Ties within float noise are equal."""
-    network, same, largest = checkpoint.network(), 0, 0.0
+def compare(checkpoint: Checkpoint, runner: Runner, pictures: Iterable[Image.Image]) -> Parity:
+    """What an exported file does beside the run on the same pictures."""
+    network, parity = checkpoint.network(), Parity()
     for image in pictures:
         x = checkpoint.preprocess.tensor(image)[None]
         own = probabilities_of(network, x, torch.device("cpu"), torch.float32).numpy()[0]
-        theirs = runner(np.array(image, dtype=np.uint8))
-        largest = max(largest, float(np.abs(own - theirs).max()))
-        same += bool(own[theirs.argmax()] >= own.max() - 1e-6)
-    return same / len(pictures), largest
+        parity.add(own, runner(np.array(image, dtype=np.uint8)), image.size)
+    return parity
 
 
 def _pictures(folder: Path | None, checkpoint: Checkpoint, limit: int) -> Iterator[Image.Image]:

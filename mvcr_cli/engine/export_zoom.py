@@ -12,12 +12,11 @@ three together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mvcr_cli.checkpoint import Checkpoint, read_bytes
@@ -27,7 +26,7 @@ from mvcr_cli.data.preprocess import Preprocess, PreprocessGraph
 from mvcr_cli.data.tiles import MARGIN, TileReader, open_picture
 from mvcr_cli.engine.onnx_predictor import Worker, as_probabilities, exported_classes
 from mvcr_cli.engine.predict import Predictor, tile_records
-from mvcr_cli.engine.verdict import Ready, Verdict
+from mvcr_cli.engine.verdict import Parity, Ready, Verdict
 from mvcr_cli.errors import BadImage, CheckpointError, ConfigMismatch, UsageError
 from mvcr_cli.models.zoom import TileScorer, ZoomResNet
 from mvcr_cli.paths import display_name
@@ -192,24 +191,16 @@ class OnnxZoomPredictor:
         return Verdict(row, tile_records(ready, chosen[0].astype(np.int64), weights[0], own[0], self.classes))
 
 
-def compare_files(
-    own: Predictor, theirs: Predictor, samples: Sequence[Sample]
-) -> tuple[float, float, list[tuple[int, int]]]:
-    """Share of equal top-1 classes, the largest difference of a probability, and the sizes of the pictures."""
-    same, largest, sizes = 0, 0.0, []
+def compare_files(own: Predictor, theirs: Predictor, samples: Iterable[Sample]) -> Parity:
+    """What the exported files do beside the run on the same pictures."""
+    parity = Parity()
     for sample in samples:
         try:
-            a, b = (_row(predictor, sample.path) for predictor in (own, theirs))
+            ready, other = own.read(sample.path), theirs.read(sample.path)
         except BadImage:
             continue
-        same += bool(a[0][b[0].argmax()] >= a[0].max() - 1e-6)
-        largest = max(largest, float(np.abs(a[0] - b[0]).max()))
-        sizes.append(a[1])
-    if not sizes:
+        (a,), (b,) = own.judge([ready]), theirs.judge([other])
+        parity.add(a.probabilities, b.probabilities, (ready.width, ready.height))
+    if not parity.sizes:
         raise ConfigMismatch("none of the run's validation pictures can be read", "put them back where they were")
-    return same / len(sizes), largest, sizes
-
-
-def _row(predictor: Predictor, path: str) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    ready = predictor.read(path)
-    return predictor.judge([ready])[0].probabilities, (ready.width, ready.height)
+    return parity

@@ -36,10 +36,10 @@ from mvcr_cli.engine import (
     say_nothing,
     silent,
 )
-from mvcr_cli.engine.evaluate import evaluation_set, infer
+from mvcr_cli.engine.evaluate import evaluation_set, infer, none_readable
 from mvcr_cli.engine.metrics import Z_95, wilson
 from mvcr_cli.engine.rundir import RunDirectory
-from mvcr_cli.errors import ConfigMismatch, DataError, UsageError
+from mvcr_cli.errors import ConfigMismatch, UsageError
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import Difference, Problem, ScaleCurve, ScaleCurveReport, ScalePoint
 
@@ -73,7 +73,7 @@ def scale_curve(config: EvalConfig, *, track: Track = silent,
     problems += cache.problems.values()
     kept = [sample.path for sample in samples if sample.path not in cache.problems]
     if not kept:
-        raise DataError("none of the pictures can be read", "look at them with an image viewer")
+        raise none_readable("pictures", problems)
     hits = [np.array([[right[path] for path in kept] for right in each]) for each in answers]
     report = summarise(
         data=str(config.data) if config.data else "validation split",

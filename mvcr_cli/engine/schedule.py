@@ -49,7 +49,8 @@ def ema_decay(step: int, decay: float) -> float:
 
 
 def lessons(epoch: int) -> int:
-    """How often, before `epoch`, a zooming network's own proposal of tiles has been renewed: at epochs 2, 6, 18, 54, ...
+    """How often, before `epoch` (the first is 0), a zooming network's own proposal of tiles has been renewed: after 2, 6,
+    18, 54, ... epochs.
 
     Each time all pictures are searched anew, so the pauses grow.
     """

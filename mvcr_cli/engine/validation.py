@@ -12,7 +12,7 @@ from mvcr_cli import __version__
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.engine import Stop, Track
 from mvcr_cli.engine.beginning import FREE_SETTINGS
-from mvcr_cli.engine.evaluate import infer, summarise
+from mvcr_cli.engine.evaluate import infer, none_readable, summarise
 from mvcr_cli.engine.feed import Feed
 from mvcr_cli.errors import DataError
 from mvcr_cli.records import EvalReport
@@ -37,7 +37,7 @@ def validate(feed: Feed, run: str, step: int, track: Track, stop: Stop) -> EvalR
     if stop():
         return None
     if not kept:
-        raise DataError("none of the validation pictures can be read", "look at them with an image viewer")
+        raise none_readable("validation pictures", feed.problems())
     if not np.isfinite(probabilities).all():
         raise DataError(
             f"the network's verdicts are no numbers any more at step {step}",
