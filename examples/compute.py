@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--multi", nargs="+", type=int, default=[96, 128])
     parser.add_argument("--trunk", default="14n")
     parser.add_argument("--threads", type=int, default=2, help="of training; timing has one")
-    parser.add_argument("--options", default="--turn --vflip --crop 1 --shear 0 --zoom-range 0.1 --trivial 0.3 --label-smoothing 0")
+    parser.add_argument(
+        "--options", default="--turn --vflip --crop 1 --shear 0 --zoom-range 0.1 --trivial 0.3 --label-smoothing 0"
+    )
     options = parser.parse_args()
     cells: dict[tuple[str, int], list[Cell]] = defaultdict(list)
     for seed in options.seeds:

@@ -36,6 +36,7 @@ from mvcr_cli.config import AugmentConfig, ModelConfig, TrainConfig, half_octave
 from mvcr_cli.data.augment import augment
 from mvcr_cli.data.loader import Batch, epoch_order, stable_seed
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine.loss import taught_sureness
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.session import Session
 from mvcr_cli.models import build, config_for
@@ -49,7 +50,6 @@ BLACK = (0, 0, 0)
 WIDE, NARROW, PYRAMID = half_octaves(4, 0.25), half_octaves(2, 0.5), (1.0, 0.5, 0.25)
 BATCH = 32
 CLASSES = 36
-SURE = ModelConfig.sure  # 1 minus normalised entropy, at which the rule "cheapest first" stops
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--every", type=int, default=1, help="test on every n-th size only")
     parser.add_argument(
-        "--layers", default="max", help="of every network; global max-pooling, as the published ones have"
+        "--layers", default="blur,max", help="of every network; global max-pooling, as the published ones have"
     )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -154,6 +154,7 @@ def train(pictures: NDArray[np.uint8], how: Training, seed: int, number: int,
         config_for("mvcr10n", CLASSES, scales=how.taught, stem="fine", layers=parse_layers(options.layers)),
         width=options.width,
     )
+    model = replace(model, sure=model.sure * taught_sureness(CLASSES, config.label_smoothing))
     session = make_session(config, model)
     per_epoch = len(flat) // BATCH
     steps = (options.epochs // 3 if number == 4 else options.epochs) * per_epoch
@@ -219,18 +220,18 @@ def decided(
         return said.mean(0), cost
     if how.rule == "surest":
         return surest(said), cost
-    return cheapest_first(said, how.scales)
+    return cheapest_first(said, how.scales, network.config.sure)
 
 
 def surest(said: Tensor) -> Tensor:
     return said[sureness(said).argmax(0), torch.arange(said.shape[1])]
 
 
-def cheapest_first(said: Tensor, scales: tuple[float, ...]) -> tuple[Tensor, float]:
+def cheapest_first(said: Tensor, scales: tuple[float, ...], sure: float) -> tuple[Tensor, float]:
     """The rule of `MultiScaleResNet.forward_until_sure` on verdicts that are known already."""
     order = sorted(range(len(scales)), key=lambda view: scales[view])
     certain = sureness(said[order])  # V x N
-    stops = (certain >= SURE).float()
+    stops = (certain >= sure).float()
     looked = torch.where(stops.any(0), stops.argmax(0) + 1, len(scales))  # views looked at
     costs = torch.tensor([scales[view] ** 2 for view in order]).cumsum(0)
     unseen = torch.arange(len(scales))[:, None] >= looked[None]

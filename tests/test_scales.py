@@ -15,7 +15,7 @@ from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import AugmentConfig, ModelConfig, half_octaves, parse_scales
 from mvcr_cli.data.augment import augment, foreign_view
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.engine.loss import unsure_loss
+from mvcr_cli.engine.loss import taught_sureness, unsure_loss
 from mvcr_cli.engine.starting import Start
 from mvcr_cli.errors import UsageError
 from mvcr_cli.models import build, config_for
@@ -188,3 +188,14 @@ def test_resolution_jitter_takes_detail_and_leaves_size_and_place():
         row = augment(edge, 64, "pad", replace(STILL, resolution=1.0), random.Random(seed), (0, 0, 0))[32, :, 0]
         assert row[:28].max() == 0 or row[24:40].tolist() == sorted(row[24:40].tolist())
         assert abs(int(np.searchsorted(row, 128)) - 32) <= 2
+
+
+def test_a_network_is_asked_to_be_as_sure_as_its_labels_are_and_no_surer():
+    assert taught_sureness(2, 0.0) == pytest.approx(1)
+    for classes, smoothing in ((2, 0.1), (36, 0.1), (1000, 0.3)):
+        reached = taught_sureness(classes, smoothing)
+        verdict = torch.full((classes,), smoothing / classes)
+        verdict[0] += 1 - smoothing
+        assert 0 < reached < 1
+        assert float(sureness(verdict.log())) == pytest.approx(reached)
+    assert ModelConfig.sure > taught_sureness(2, 0.1)  # so that without this, "auto" would never stop early

@@ -59,7 +59,8 @@ class ModelConfig:
         scales: the scale set; sides of the views relative to the trunk size, largest first. (1,) is a plain ResNet.
         taught: the scales of the set whose views learn labels, with 1 among them; None is all of them.
         surest: the surest view decides alone; otherwise every view votes with how sure it is.
-        sure: how sure a view must be for "auto" to stop looking, from 0 to 1 (certain).
+        sure: how sure a view must be for "auto" to stop looking, from 0 to 1 (certain); a network that is taught smoothed
+            labels never becomes certain, and its trainer lowers this as much.
         stem: "imagenet" is 7x7 stride 2 with max-pool; "small" is 3x3 stride 2 alone, for small pictures; "fine" is 3x3
             stride 1, for icons.
         blur: SoftBlur before every strided stage.

@@ -16,7 +16,7 @@ from mvcr_cli.config import Layer, ModelConfig, TrainConfig, ZoomConfig, factor_
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import Say, default_workers, pick_precision
 from mvcr_cli.engine.evaluate import split_record
-from mvcr_cli.engine.loss import class_weights
+from mvcr_cli.engine.loss import class_weights, taught_sureness
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, is_large, stem_for
 from mvcr_cli.engine.rundir import FORMAT_VERSION, RunDirectory
@@ -96,6 +96,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     stem = start.stem or stem_for(side)
     model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem, layers=settings.layers)
     model = replace(model, scales=useful_scales(model.scales, side, stem), zoom=zoom_of(settings))
+    model = replace(model, sure=max(1e-3, model.sure * taught_sureness(model.classes, settings.label_smoothing)))
     if settings.unsure:
         model = replace(model, taught=(1.0,), surest=True)
     if stored and settings.threads != stored["train"].get("threads"):

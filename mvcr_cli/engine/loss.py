@@ -8,11 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvcr_cli.models.scale_set import sureness
+
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     """Labels as distributions, with `smoothing` spread evenly. Shape: (N,) -> (N, K)."""
     one_hot = F.one_hot(labels, classes).float()
     return one_hot * (1 - smoothing) + smoothing / classes
+
+
+def taught_sureness(classes: int, smoothing: float) -> float:
+    """How sure a network becomes of what it knows, from 0 to 1: as sure as smoothed labels are."""
+    target = soft_targets(torch.tensor([0]), classes, smoothing)
+    return float(sureness(target.clamp(min=1e-12).log()))
 
 
 def multi_scale_loss(fused: Tensor, views: list[Tensor], target: Tensor, weights: Tensor | None,
