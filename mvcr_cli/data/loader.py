@@ -145,18 +145,22 @@ class TrainingReader:
                 items = []
 
     def _read(self, step: Step, sample: Sample) -> Item | None:
-        if self.zoom is None:
-            image, tiles = self.cache.picture(sample, self.base, shrink=True), None
-        else:
-            image, tiles = self.zoom.read(sample) or (None, None)
-        if image is None:
+        found = self._decoded(sample)
+        if found is None:
             return None
+        image, tiles = found
         rng = random.Random(stable_seed(self.seed, step.epoch, sample.digest))
         fill = tuple(round(255 * mean) for mean in self.preprocess.mean)
         pixels = augment(image, step.size, self.preprocess.fit, self.augment, rng, fill)  # type: ignore[arg-type]
         if tiles is not None:
             tiles = turned(tiles, self.augment, rng)
         return pixels, sample.label, sample.path, tiles
+
+    def _decoded(self, sample: Sample) -> tuple[Image.Image, Tiles | None] | None:
+        if self.zoom is not None:
+            return self.zoom.read(sample)
+        image = self.cache.picture(sample, self.base, shrink=True)
+        return None if image is None else (image, None)
 
 
 def decode_side(size: int, config: AugmentConfig) -> int:
