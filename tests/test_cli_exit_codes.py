@@ -74,6 +74,7 @@ REFUSED = [
     "train d --scales 1,x",
     "train d --unsure 0.3 --model cnn",
     "train d --layers x",
+    "train d --zoom 0.2",
     "train d --layers sacs,",
     "train d --model cnn --layers sift",
     "train d --model mvcr19",

@@ -64,7 +64,7 @@ Run = Annotated[
 Workers = Annotated[
     int | None,
     _machine_auto("--workers", "-j", parser=partial(config.parse_auto, "--workers"), metavar="N|auto",
-                  help="Processes that read pictures; 0 reads in the main one."),
+                  help="Threads that read pictures."),
 ]  # fmt: skip
 Threads = Annotated[int | None, _machine_auto("--threads", metavar="N", help="Threads that compute on the CPU.")]
 Device = Annotated[config.Device, _machine("--device", help="Where to compute.")]
@@ -133,9 +133,10 @@ Layers = Annotated[
 ]  # fmt: skip
 
 ZoomMode = Annotated[
-    config.ZoomMode,
-    _model("--zoom", help="Look at tiles of large pictures at full resolution; auto when they are large."),
-]
+    Any,
+    _model("--zoom", parser=config.parse_zoom_mode, metavar="auto|on|off", show_default="auto",
+           help="Look at tiles of large pictures at full resolution; auto when they are large."),
+]  # fmt: skip
 Tiles = Annotated[
     int | None,
     _model("--tiles", parser=partial(config.parse_auto, "--tiles"), metavar="N|auto", show_default="auto",

@@ -41,6 +41,7 @@ from mvcr_cli.config.parsing import (
     parse_scale_set,
     parse_scales,
     parse_seconds,
+    parse_zoom_mode,
 )
 from mvcr_cli.config.training import AugmentConfig, TrainConfig
 
@@ -50,5 +51,5 @@ __all__ = [
     "ExportConfig", "ExportFormat", "Fit", "Layer", "Look", "ModelConfig", "Precision", "PredictConfig", "PredictFormat",
     "Stem", "TrainConfig", "ZoomConfig", "ZoomMode", "check_batch", "check_imgsz", "check_preset", "check_seed",
     "check_workers", "factor_text", "half_octaves", "parse_auto", "parse_factors", "parse_layers", "parse_list",
-    "parse_memory", "parse_scale_set", "parse_scales", "parse_seconds",
+    "parse_memory", "parse_scale_set", "parse_scales", "parse_seconds", "parse_zoom_mode",
 ]  # fmt: skip

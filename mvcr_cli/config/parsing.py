@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
-from typing import get_args
+from typing import cast, get_args
 
 from mvcr_cli.config.checks import check
-from mvcr_cli.config.constants import MOST_SHRUNK, Layer
+from mvcr_cli.config.constants import MOST_SHRUNK, Layer, ZoomMode
 from mvcr_cli.errors import UsageError
 
 
@@ -81,6 +81,13 @@ def parse_layers(text: str) -> tuple[Layer, ...]:
     if asked >= {"gem", "max"}:
         raise UsageError("--layers: gem and max are two ways to pool", "leave one of them out")
     return tuple(layer for layer in known if layer in asked)
+
+
+def parse_zoom_mode(text: str) -> ZoomMode:
+    for mode in get_args(ZoomMode):
+        if text == mode:
+            return cast(ZoomMode, mode)
+    raise UsageError(f"--zoom {text!r} is none of auto, on and off", "smaller and larger objects: --zoom-range 0.25")
 
 
 def parse_memory(text: str | int) -> int:
