@@ -198,6 +198,7 @@ Erase = Annotated[float, _augment("--erase", metavar="P", help="Probability of e
 Resolution = Annotated[
     float, _augment("--resolution", metavar="P", help="Probability of coarser pixels at the same size.")
 ]
+Coarsest = Annotated[float, _augment("--coarsest", metavar="X", help="How many times coarser at most.")]
 MixUp = Annotated[float, _augment("--mixup", metavar="BETA", help="MixUp; 0 is off.")]
 CutMix = Annotated[float, _augment("--cutmix", metavar="BETA", help="CutMix; 0 is off.")]
 

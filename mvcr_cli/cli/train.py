@@ -70,6 +70,7 @@ def train(
     trivial: o.Trivial = AugmentConfig.trivial,
     erase: o.Erase = AugmentConfig.erase,
     resolution: o.Resolution = AugmentConfig.resolution,
+    coarsest: o.Coarsest = AugmentConfig.coarsest,
     mixup: o.MixUp = AugmentConfig.mixup,
     cutmix: o.CutMix = AugmentConfig.cutmix,
     cache_mb: o.CacheMb = TrainConfig.cache_mb,

@@ -26,7 +26,8 @@ class AugmentConfig:
         turn: quarter turns with equal probability.
         trivial: probability of one random colour operation (the photometric half of TrivialAugment).
         erase: probability of erasing one rectangle.
-        resolution: probability of a picture with up to four times coarser pixels at the same size (resolution jitter).
+        resolution: probability of a picture with coarser pixels at the same size (resolution jitter).
+        coarsest: how many times coarser at most; what tells the classes apart must still be there.
         mixup, cutmix: Beta parameters of MixUp and CutMix; 0 is off. With both, each batch draws one.
     """
 
@@ -41,6 +42,7 @@ class AugmentConfig:
     trivial: float = 0.5
     erase: float = 0.0
     resolution: float = 0.0
+    coarsest: float = 4.0
     mixup: float = 0.0
     cutmix: float = 0.0
 
@@ -52,6 +54,7 @@ class AugmentConfig:
         check(0 <= self.rotate <= 180, "--rotate", self.rotate, "between 0 and 180 degrees")
         for name in ("trivial", "erase", "resolution"):
             check(0 <= getattr(self, name) <= 1, f"--{name}", getattr(self, name), "between 0 and 1")
+        check(1 <= self.coarsest <= 16, "--coarsest", self.coarsest, "between 1 and 16")
         for name in ("mixup", "cutmix"):
             check(0 <= getattr(self, name) <= 10, f"--{name}", getattr(self, name), "between 0 and 10")
 

@@ -22,7 +22,6 @@ from mvcr_cli.models.scale_set import make_view
 Matrix = tuple[float, float, float, float]
 Point = tuple[float, float]
 Colour = int | tuple[int, int, int]
-COARSEST = 4.0  # resolution jitter: pixels up to this many times coarser
 FOREIGN = (1.4, 2.8)  # factors at which a view is foreign: beyond the usual jitter of object sizes
 _TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
@@ -32,7 +31,7 @@ def augment(image: Image.Image, size: int, fit: Fit, config: AugmentConfig, rng:
     """One training view. Shape: (size, size, 3), uint8."""
     image, inside = _warp(image, size, fit, config, rng, fill)
     if config.resolution and rng.random() < config.resolution:
-        image = _blurred(image, COARSEST ** rng.random())
+        image = _blurred(image, config.coarsest ** rng.random())
     if config.trivial and rng.random() < config.trivial:
         image = rng.choice(_COLOUR)(image, rng)
     pixels = np.array(image.convert("RGB"), dtype=np.uint8)

@@ -131,7 +131,10 @@ def describe(train: Sequence[Sample], val: Sequence[Sample], skipped: Sequence[P
             yield {"code": code, "count": count, "detail": detail}
 
     for code, group in sorted(_by_code(skipped).items()):
-        yield from finding(code, len(group), f"skipped ({code}): {len(group)}: {_names(group)}")
+        text = f"skipped ({code}): {len(group)}: {_names(group)}"
+        if code == "twin_classes":  # they are told apart all the same
+            text = f"class names that {'; '.join(problem.detail for problem in group[:NAMES_SHOWN])}"
+        yield from finding(code, len(group), text)
     for code, group in sorted(_by_code(look.broken).items()):
         text = f"cannot be decoded ({code}): {len(group)} of {look.decoded:,} pictures looked at"
         yield from finding(code, len(group), f"{text}: {_names(group)}")
