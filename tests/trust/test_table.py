@@ -38,9 +38,9 @@ def test_every_promise_has_its_row() -> None:
 
 
 @pytest.mark.parametrize("number", range(1, PROMISES + 1))
-def test_the_nodes_of_a_row_exist_and_are_where_it_says(number: int) -> None:
+def test_the_nodes_in_a_row_exist_and_are_where_it_says(number: int) -> None:
     row = rows()[number]
-    tests = nodes_of(row)
+    tests = nodes_in(row)
     assert tests
     for file, name, long in tests:
         source = definition(file, name)
@@ -50,12 +50,12 @@ def test_the_nodes_of_a_row_exist_and_are_where_it_says(number: int) -> None:
 
 
 def test_every_test_that_the_document_names_exists() -> None:
-    found = nodes_of(DOCUMENT.read_text("utf-8"))
+    found = nodes_in(DOCUMENT.read_text("utf-8"))
     assert len(found) > 2 * PROMISES
     for file, name, _ in found:
         assert definition(file, name)
 
 
-def nodes_of(row: str) -> list[tuple[str, str, bool]]:
+def nodes_in(row: str) -> list[tuple[str, str, bool]]:
     """File, name, and whether it is one of the long ones."""
     return [(match[1], match[2], row[: match.start()].endswith("long: ")) for match in NODE.finditer(row)]
