@@ -38,7 +38,7 @@ def test_every_promise_has_its_row() -> None:
 
 
 @pytest.mark.parametrize("number", range(1, PROMISES + 1))
-def test_the_nodes_in_a_row_exist_and_are_where_it_says(number: int) -> None:
+def test_the_tests_of_a_row_exist_and_are_where_it_says(number: int) -> None:
     row = rows()[number]
     tests = nodes_in(row)
     assert tests
