@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -223,21 +224,44 @@ def test_ordered_passes_an_error_on_in_its_place_and_ends_its_threads():
     assert threading.active_count() == before
 
 
-def test_a_picture_that_takes_long_to_decode_is_waited_for(monkeypatch):
-    """A dead disk gives nothing to compute; a picture of a gigapixel gives a lot."""
-    monkeypatch.setattr(loader, "READ_SECONDS", 0.1)
+@pytest.mark.parametrize(("step", "most"), [(1.0, 60.0), (0.0, 60.0), (1.0, 0.0)])
+def test_a_picture_that_takes_long_to_decode_is_waited_for(step, most, monkeypatch):
+    """As long as the readers compute: a dead disk gives nothing to compute, a picture of a gigapixel a lot."""
+    worked, done = itertools.count(0, step), threading.Event()
+    monkeypatch.setattr(loader, "READ_SECONDS", 0.02)
+    monkeypatch.setattr(loader, "MOST_READ_SECONDS", most)
 
-    def compute(item: int) -> int:
-        until = time.thread_time() + 0.3
+    def count(threads: Sequence[threading.Thread]) -> float:
+        now = next(worked)
+        if now > 3 or not step:
+            done.set()
+        return now
+
+    monkeypatch.setattr(loader, "processor_seconds", count)
+    if step and most:
+        assert list(ordered(lambda item: done.wait(60), [1], 1, 0)) == [(1, True)]
+        return
+    with pytest.raises(WorkerFailed, match="longer than"):
+        list(ordered(lambda item: time.sleep(0.3), [1], 1, 0))
+
+
+def test_what_readers_compute_is_counted():
+    go_on, end = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        until = time.thread_time() + 0.05
         while time.thread_time() < until:
-            item = hash((item, 1))
-        return item
+            pass
+        go_on.set()
+        end.wait(60)
 
-    assert len(list(ordered(compute, [1], 1, 0))) == 1
-    monkeypatch.setattr(loader, "MOST_READ_SECONDS", 0.05)
-    monkeypatch.setattr(loader, "ENDING_SECONDS", 5.0)
-    with pytest.raises(WorkerFailed):
-        list(ordered(compute, [1], 1, 0))
+    thread = threading.Thread(target=compute)
+    thread.start()
+    go_on.wait(60)
+    assert loader.processor_seconds([thread]) >= 0.05
+    end.set()
+    thread.join()
+    assert loader.processor_seconds([thread]) >= 0
 
 
 def test_ordered_ends_its_threads_when_it_is_left_early():

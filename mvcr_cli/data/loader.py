@@ -38,7 +38,7 @@ from mvcr_cli.paths import display_name
 
 T = TypeVar("T")
 R = TypeVar("R")
-BUSY_SHARE = 0.1  # of the waiting time, in processor time of all threads, from which on a reading is at work
+BUSY_SHARE = 0.001  # of the waiting time, in processor time of the readers, from which on they are at work
 ENDING_SECONDS = 10.0  # for threads to finish what they read, when a reading ends early
 Item = tuple[NDArray[np.uint8], int, str, Tiles | None]  # pixels, label, path, tiles of a large picture
 
@@ -237,9 +237,9 @@ def ordered(function: Callable[[T], R], items: Iterable[T], workers: int, ahead:
             waiting.append((item, Future()))
             tasks.put(waiting[-1])
             if len(waiting) > ahead:
-                yield _first(waiting)
+                yield _first(waiting, threads)
         while waiting:
-            yield _first(waiting)
+            yield _first(waiting, threads)
     finally:
         for _, future in waiting:
             future.cancel()
@@ -269,9 +269,9 @@ def _noting(function: Callable[[T], R], item: T) -> R:
         raise
 
 
-def _first(waiting: deque[tuple[T, Future[R]]]) -> tuple[T, R]:
+def _first(waiting: deque[tuple[T, Future[R]]], threads: Sequence[threading.Thread]) -> tuple[T, R]:
     item, future = waiting[0]
-    began, worked = time.monotonic(), time.process_time()
+    began, worked = time.monotonic(), processor_seconds(threads)
     while True:
         try:
             result = future.result(READ_SECONDS)
@@ -279,7 +279,7 @@ def _first(waiting: deque[tuple[T, Future[R]]]) -> tuple[T, R]:
         except TimeoutError:
             if future.done():  # its own, not that of the wait
                 raise
-            before, worked = worked, time.process_time()
+            before, worked = worked, processor_seconds(threads)
             if worked - before > BUSY_SHARE * READ_SECONDS and time.monotonic() - began < MOST_READ_SECONDS:
                 continue  # decoding a picture of a gigapixel; a dead disk gives nothing to compute
             hanging = ", ".join(_named(item) for item, future in waiting if future.running())
@@ -289,6 +289,14 @@ def _first(waiting: deque[tuple[T, Future[R]]]) -> tuple[T, R]:
             ) from None
     waiting.popleft()
     return item, result
+
+
+def processor_seconds(threads: Iterable[threading.Thread]) -> float:
+    """What these threads have computed; the whole process where the system does not tell."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return time.process_time()
+    alive = (thread.ident for thread in threads if thread.is_alive())
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in alive if ident is not None)
 
 
 def _named(item: object) -> str:
