@@ -185,6 +185,8 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     try:
         fitted |= {key: tuple(fitted[key]) for key in ("scales", "layers") if fitted.get(key) is not None}
         config = replace(config, **fitted, workers=default_workers(config.workers))
+        if None in (config.model, config.imgsz, config.scales, config.batch, config.lr, config.threads):
+            raise TypeError("a setting is missing")
     except (TypeError, UsageError) as error:
         raise ConfigMismatch(
             f"{display_name(run.config)} is no record of a run", "start a new run without --resume"
