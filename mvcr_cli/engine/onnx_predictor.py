@@ -188,7 +188,7 @@ class Worker:
 
 def _bytes(array: NDArray[np.generic]) -> memoryview:
     """The numbers of an array, also where there are none."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _reason(late: bool, code: int | None) -> str:
