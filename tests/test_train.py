@@ -363,6 +363,16 @@ def test_a_finished_run_is_left_as_it_is(data, undisturbed):
     assert fingerprint(undisturbed) == before
 
 
+def test_what_a_kill_tore_while_the_report_was_written_is_swept_up(data, undisturbed, tmp_path):
+    """The report comes after the record that the run is finished."""
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    (run / "plots").mkdir(exist_ok=True)
+    for torn in (run / ".report.html.0a1b2c3d.tmp", run / "plots" / ".confusion.png.0a1b2c3d.tmp"):
+        torn.write_bytes(b"half")
+    assert list(train(settings(data, run, resume=True))) == []
+    assert not list(run.rglob(".*.tmp"))
+
+
 @pytest.fixture(scope="module")
 def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "begun"

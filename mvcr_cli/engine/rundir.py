@@ -125,7 +125,11 @@ class RunDirectory:
                 other.unlink(missing_ok=True)
         for old in sorted(self.states.glob("step-*.safetensors"))[:-KEPT_STATES]:
             old.unlink(missing_ok=True)
-        for torn in self.path.rglob(".*.tmp"):  # left by a killed run; this process holds the lock
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove the torn files that a killed run has left. Only for the holder of the lock."""
+        for torn in self.path.rglob(".*.tmp"):
             torn.unlink(missing_ok=True)
 
     def load_state(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -61,6 +61,7 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
                 f"{display_name(run.path)} holds a run already", "choose another --name, or go on with it: --resume"
             )
         if run.summary.exists():
+            run.sweep()
             say(f"{display_name(run.path)} is finished already; nothing to do")
             return
         trail = Trail(run.reading)
