@@ -689,3 +689,24 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_the_benchmark_fits_eighty_columns() -> None:
+    from rich.console import Console
+
+    from mvcr_cli.cli import tables
+    from mvcr_cli.records import BenchmarkRow
+
+    row = BenchmarkRow(
+        model="mvcr14n", views="all", backend="onnxruntime", device="cpu", precision="fp32", size_px=128, batch=8,
+        parameters=25_557_032, mac=16_000_000_000, forward_p50_ms=1234.5, forward_p95_ms=1234.5,
+        forward_images_per_second=1234.5, train_p50_ms=1.0, train_images_per_second=1234.5, peak_memory_mb=1234,
+        relative_time=12.34,
+    )  # fmt: skip
+    rows = [row, dataclasses.replace(row, views="auto"), dataclasses.replace(row, batch=1)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(tables.benchmark(rows))
+    text = console.export_text()
+    assert text.count("mvcr14n") == 3 and text.count("25.56") == 3 and text.count("12.34") == 3  # nothing is folded
+    assert text.count("batch 8") == 1 and text.count("batch 1,") == 1
+    assert max(map(len, text.splitlines())) <= 80

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -234,24 +236,36 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f} points"
 
 
-def benchmark(rows: Sequence[BenchmarkRow]) -> Table:
-    table = _table(
-        "model", "backend", "device", "px", "batch", "M params", "G mac", "p50 ms", "p95 ms", "images/s",
-        "train images/s", "MB", "x ResNet",
-    )  # fmt: skip
+def benchmark(rows: Sequence[BenchmarkRow]) -> RenderableType:
+    """A table for all rows at one input and backend, narrow enough for 80 columns."""
+    parts: list[RenderableType] = []
+    for (size, batch, backend, where), group in itertools.groupby(rows, _circumstances):
+        parts += [Text(f"\n{size} px, batch {batch}, {backend} on {where}"), _benchmark_table(group)]
+    if any(row.views == "auto" for row in rows):
+        parts.append(Text("\nviews auto: at best, when the cheapest view is sure at once"))
+    return Group(*parts)
+
+
+def _circumstances(row: BenchmarkRow) -> tuple[int, int, str, str]:
+    return row.size_px, row.batch, row.backend, f"{row.device} {row.precision}"
+
+
+def _benchmark_table(rows: Iterable[BenchmarkRow]) -> Table:
+    table = _table("model", "views", "M params", "G mac", "p50 ms", "p95 ms", "images/s", "train /s", "MB", "x ResNet")
+    table.box, table.show_edge, table.pad_edge, table.padding = SIMPLE, False, False, (0, 1, 0, 0)
     for row in rows:
-        training_speed = "–" if row.train_images_per_second is None else f"{row.train_images_per_second:,.1f}"
-        relative = "–" if row.relative_time is None else f"{row.relative_time:.2f}"
         numbers = (
-            f"{row.size_px}", f"{row.batch}", f"{row.parameters / 1e6:.2f}", f"{row.mac / 1e9:.3f}",
-            f"{row.forward_p50_ms:.1f}", f"{row.forward_p95_ms:.1f}", f"{row.forward_images_per_second:,.1f}",
-            training_speed, f"{row.peak_memory_mb:,.0f}", relative,
+            f"{row.parameters / 1e6:.2f}", f"{row.mac / 1e9:.3f}", f"{row.forward_p50_ms:.1f}",
+            f"{row.forward_p95_ms:.1f}", _speed(row.forward_images_per_second),
+            "–" if row.train_images_per_second is None else _speed(row.train_images_per_second),
+            f"{row.peak_memory_mb:,.0f}", "–" if row.relative_time is None else f"{row.relative_time:.2f}",
         )  # fmt: skip
-        looked = {"all": "", "1": " --views 1", "auto": " --views auto, at best"}[row.views]
-        table.add_row(
-            _name(row.model + looked), Text(row.backend), Text(f"{row.device} {row.precision}"), *map(Text, numbers)
-        )
+        table.add_row(_name(row.model), Text(row.views), *map(Text, numbers))
     return table
+
+
+def _speed(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
 def loader(report: LoaderReport) -> str:
