@@ -35,9 +35,8 @@ SMALL_STEM_BELOW = 96
 FINE_STEM_BELOW = 48
 WIDE_SPREAD = 4.0  # of picture sizes: two octaves
 UNSURE_LAYERS: tuple[Layer, ...] = ("blur", "max")  # the surest view must not be sure because its object is large
-ZOOM_FROM = (
-    1024  # pixels of the median longer side from which "auto" zooms, if that is also four times the trunk's size
-)
+# Pixels of the median longer side from which "auto" zooms, if that is also four times the trunk's size.
+ZOOM_FROM = 1024
 TILES = 16
 BYTES_PER_PIXEL = 600  # activations and gradients of an 18-layer trunk in float32, per input pixel
 
