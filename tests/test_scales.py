@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import AugmentConfig, ModelConfig, half_octaves, parse_scales
-from mvcr_cli.data.augment import augment, foreign_view
+from mvcr_cli.config import AugmentConfig, ModelConfig, TrainConfig, half_octaves, parse_scales
+from mvcr_cli.data.augment import augment, foreign_scales
+from mvcr_cli.data.loader import Batch
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine.loss import taught_sureness, unsure_loss
+from mvcr_cli.engine.optim import WeightAverage, make_optimiser
+from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start
 from mvcr_cli.errors import UsageError
 from mvcr_cli.models import build, config_for
@@ -159,18 +163,39 @@ def test_the_unsure_loss_is_zero_at_doubt_and_grows_with_conviction():
     assert 0 < losses[0] < losses[1] < losses[2]
 
 
-def test_foreign_views_are_clearly_smaller_or_a_clearly_enlarged_part():
-    x = pictures(2, 96)
-    kinds = set()
-    for seed in range(40):
-        view = foreign_view(x, random.Random(seed))
-        kinds.add(view.shape[-1] < 90)
-        if view.shape[-1] < 90:
-            assert 96 / 2.8 - 1 <= view.shape[-1] <= 96 / 1.4 + 1
-        else:
-            assert abs(view.shape[-1] - 96) <= 2
-            assert float(view.diff(dim=-1).abs().mean()) < 0.9 * float(x.diff(dim=-1).abs().mean())
-    assert kinds == {True, False}
+def test_foreign_pictures_have_the_same_size_and_are_clearly_smaller_or_larger():
+    """The period of stripes says by how much."""
+    side, period = 192, 24
+    stripes = torch.sin(torch.arange(side) * 2 * torch.pi / period).expand(30, 3, side, side)
+    foreign = foreign_scales(stripes, random.Random(0))
+    assert foreign.shape == stripes.shape
+    spectra = torch.fft.rfft(foreign[:, 0, 0] - foreign[:, 0, 0].mean(1, keepdim=True), 8 * side).abs()
+    factors = 8 * side / spectra.argmax(1) / period
+    strengths = torch.where(factors > 1, factors, 1 / factors)
+    assert float(strengths.min()) >= 1.3 and float(strengths.max()) <= 3.0
+    assert 5 < int((factors > 1).sum()) < 25
+    assert len(set(factors.tolist())) > 15  # each its own
+
+
+def test_taught_and_foreign_pictures_share_the_statistics_of_the_batch_norms():
+    """The network is only asked for verdicts on both together."""
+    seen = []
+
+    class Watched(MultiScaleResNet):
+        def forward_views(self, x):
+            seen.append(x.shape)
+            return super().forward_views(x)
+
+    network = Watched(config_for("mvcr10n", 4, scales=(1.0,), stem="small")).train()
+    config = TrainConfig(data=Path(), unsure=0.5, batch=6, lr=1e-3)
+    session = Session(
+        config=config, network=network, average=WeightAverage(network, 0.9), preprocess=Preprocess(size=32),
+        optimiser=make_optimiser(network, 1e-3, 0.05, set()), device=torch.device("cpu"), dtype=torch.float32,
+        weights=None, scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )  # fmt: skip
+    images = torch.randint(256, (6, 32, 32, 3), dtype=torch.uint8)
+    session.step(Batch(images, torch.arange(6) % 4, ("",) * 6), 0, 0.5)
+    assert seen == [(9, 3, 32, 32)]
 
 
 def test_resolution_jitter_takes_detail_and_leaves_size_and_place():

@@ -200,14 +200,26 @@ def mix(x: Tensor, target: Tensor, config: AugmentConfig, rng: random.Random) ->
     return mixed, torch.lerp(target.flip(0), target, kept)
 
 
-def foreign_view(x: Tensor, rng: random.Random) -> Tensor:
-    """The pictures at a scale at which the network is not taught: shrunk, or a part of them enlarged to the whole.
+def foreign_scales(x: Tensor, rng: random.Random) -> Tensor:
+    """Every picture at a scale at which the network is not taught: shrunk and repeated, or a part of it enlarged.
 
-    Shape: (N, 3, H, W) -> (N, 3, h, w) with h, w at most H, W.
+    They have the size of the others, so that both kinds can go through the batch norms together: foreign pictures with
+    statistics of their own are told apart by these, which are not there in use.
+
+    Shape: (N, 3, S, S) -> the same.
     """
+    return torch.cat([_foreign(picture[None], rng) for picture in x])
+
+
+def _foreign(x: Tensor, rng: random.Random) -> Tensor:
+    side = x.shape[-1]
     factor = math.exp(rng.uniform(*map(math.log, FOREIGN)))
     if rng.random() < 0.5:
-        return make_view(x, 1 / factor)
-    height, width = (round(side / factor) for side in x.shape[-2:])
-    top, left = rng.randint(0, x.shape[-2] - height), rng.randint(0, x.shape[-1] - width)
-    return make_view(x[:, :, top : top + height, left : left + width], factor)
+        small = make_view(x, 1 / factor)
+        period = small.shape[-1]
+        wall = small.repeat(1, 1, *(-(-side // period) + 1,) * 2)
+        top, left = rng.randrange(period), rng.randrange(period)
+        return wall[:, :, top : top + side, left : left + side]
+    part = round(side / factor)
+    top, left = rng.randint(0, side - part), rng.randint(0, side - part)
+    return make_view(x[:, :, top : top + part, left : left + part], side / part)

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from mvcr_cli.config import TrainConfig
-from mvcr_cli.data.augment import foreign_view, mix
+from mvcr_cli.data.augment import foreign_scales, mix
 from mvcr_cli.data.loader import Batch, stable_seed
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import autocast
@@ -23,7 +23,6 @@ from mvcr_cli.engine.schedule import lr_factor
 from mvcr_cli.engine.zoom_step import zoom_loss
 from mvcr_cli.errors import DataError
 from mvcr_cli.models import Network
-from mvcr_cli.models.mvcr import MultiScaleResNet
 from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name
 
@@ -62,10 +61,7 @@ class Session:
                 tiles = batch.tiles.to(self.device)
                 loss = zoom_loss(self.network, x, tiles, target, self.weights, config, self.preprocess, progress)
             else:
-                fused, views = self.network.forward_views(x)
-                loss = multi_scale_loss(fused, views, target, self.weights, config.distill)
-            if config.unsure:
-                loss = loss + config.unsure * self._foreign_loss(x, step)
+                loss = self._loss(x, target, step)
         if self.device.type == "cpu" or step % NONFINITE_CHECK_EVERY == 0:
             self._check(loss, batch, step, progress)
         set_lr(self.optimiser, config.lr * lr_factor(progress, config.warmup))
@@ -75,15 +71,19 @@ class Session:
             self._move(step, batch.images.shape[1])
         return loss.detach()
 
-    def _foreign_loss(self, x: Tensor, step: int) -> Tensor:
-        """Half of the batch at a foreign scale, where the network is to say that it cannot tell.
-
-        The batch norms learn its statistics, too: in use, taught and foreign views go through the same ones.
-        """
-        network = self.network
-        assert isinstance(network, MultiScaleResNet)
-        view = foreign_view(x[: max(1, len(x) // 2)], random.Random(stable_seed(self.config.seed, step, "foreign")))
-        return unsure_loss(network.look_at(view, network.taught[0]))
+    def _loss(self, x: Tensor, target: Tensor, step: int) -> Tensor:
+        """The loss of whole pictures and, with --unsure, of half of them at foreign scales: there no view can tell."""
+        config, count = self.config, len(x)
+        if config.unsure:
+            rng = random.Random(stable_seed(config.seed, step, "foreign"))
+            foreign = foreign_scales(x[: max(1, count // 2)], rng)
+            x = torch.cat((x, foreign)).contiguous(memory_format=torch.channels_last)
+        fused, views = self.network.forward_views(x)
+        known = [logits[:count] for logits in views]
+        loss = multi_scale_loss(fused[:count], known, target, self.weights, config.distill)
+        if config.unsure:
+            loss = loss + config.unsure * unsure_loss(torch.cat([logits[count:] for logits in views]))
+        return loss
 
     def flush(self, step: int, side: int) -> None:
         """Move by the gradients that wait, if any do: at the end of a run, or when the last picture was unreadable."""
