@@ -2,7 +2,8 @@
 
 Data: two photographs that come with scikit-learn (CC BY), cut and mirrored into 500 different JPEGs of 12 megapixels
 (4000x3000), in two classes; and the same pictures at 512 px.
-Result: peak resident memory of `mvcr train`, from its summary.json; the same settings on both, one epoch.
+Result: peak resident memory of `mvcr train`, from its summary.json; the same settings on both, one epoch. With zoom, which
+large pictures turn on, tiles are cached in a quarter of --memory.
 
     python examples/memory.py WORK [--count 500]
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 LARGE, SMALL = (4000, 3000), (512, 384)
+RUNS = {"12 MP": ("large", "--zoom off"), "512 px": ("small", ""), "12 MP, with zoom": ("large", "")}
 
 
 def main() -> None:
@@ -30,16 +32,16 @@ def main() -> None:
     options = parser.parse_args()
     make(options.work, options.count)
     peaks = {}
-    for name in ("large", "small"):
-        run = options.work / "runs" / name
+    for name, (folder, zoom) in RUNS.items():
+        run = options.work / "runs" / name.replace(" ", "-")
         shutil.rmtree(run, ignore_errors=True)
-        command = [sys.executable, "-m", "mvcr_cli", "train", str(options.work / name), "--run", str(run),
-                   "--weights", "none", *options.options.split()]  # fmt: skip
+        command = [sys.executable, "-m", "mvcr_cli", "train", str(options.work / folder), "--run", str(run),
+                   "--weights", "none", *options.options.split(), *zoom.split()]  # fmt: skip
         subprocess.run(command, check=True, stdout=sys.stderr)
         peaks[name] = json.loads((run / "summary.json").read_text())["peak_rss_mb"]
-    print("| pictures | peak RSS MiB |\n|---|---|")
-    print(f"| {options.count} JPEGs of 12 MP | {peaks['large']:.0f} |\n| the same at 512 px | {peaks['small']:.0f} |")
-    print(f"| difference | {peaks['large'] - peaks['small']:+.0f} |")
+    print(f"| {options.count} JPEGs of | peak RSS MiB | against 512 px |\n|---|---|---|")
+    for name, peak in peaks.items():
+        print(f"| {name} | {peak:.0f} | {peak - peaks['512 px']:+.0f} |")
 
 
 def make(work: Path, count: int) -> None:

@@ -5,6 +5,7 @@ Data: Megapixel-MNIST of examples/megapixel_mnist.py, whose places.json says whe
     python examples/proposal_recall.py DATA --run runs/black [--pictures 200]
 
 A digit is found when its centre lies within a quarter of a tile of a tile's centre. Printed as JSON:
+grid        share of digits in as many tiles of an even grid
 detector    share of digits among the candidates of SIFT's detector and the grid
 candidates  the same with the learned search
 chosen      share of digits among the tiles that the trunk looks at
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,17 +50,18 @@ def main() -> None:
     for name in names[:: max(1, len(names) // options.pictures)]:
         digits = np.array(places[name]) + HALF_DIGIT
         with open_picture(str(options.data / name)) as picture:
+            even, _ = propose(picture, replace(network.zoom, grid=1.0), None, preprocess)
             detected, _ = propose(picture, network.zoom, None, preprocess)
             glance, tiles = reader.look(picture)
         with torch.inference_mode():
             found = look(network, preprocess.tensor(glance)[None], stack_tiles([tiles]), preprocess)
         chosen = tiles.boxes[found.chosen[0].numpy()]
         weight = found.verdict.weights[0].numpy()[hits(chosen, digits).any(1)].sum()
-        rows.append([hits(boxes, digits).any(0).mean() for boxes in (detected, tiles.boxes, chosen)] + [weight])
+        rows.append([hits(boxes, digits).any(0).mean() for boxes in (even, detected, tiles.boxes, chosen)] + [weight])
     shares = np.mean(rows, 0)
     print(json.dumps({"pictures": len(rows)} | {
         key: round(float(share), 4)
-        for key, share in zip(("detector", "candidates", "chosen", "attention"), shares, strict=True)
+        for key, share in zip(("grid", "detector", "candidates", "chosen", "attention"), shares, strict=True)
     }))  # fmt: skip
 
 

@@ -148,6 +148,40 @@ def test_the_best_and_some_by_chance_are_chosen():
     assert all(len(set(row)) == 4 for row in drawn.tolist())
 
 
+def test_the_survey_is_a_mixture_of_the_verdicts_of_all_places():
+    torch.manual_seed(0)
+    network = build(dataclasses.replace(config_for("mvcr10n", 3), zoom=ZoomConfig(tiles=2, candidates=5)))
+    assert isinstance(network, ZoomResNet)
+    tiles, prior = torch.rand(5, 3, 40, 40), torch.randn(5)
+    rank, verdict = network.survey(tiles, prior)
+    torch.testing.assert_close(rank, network.rank(tiles, prior))
+    features = network.scorer.features(torch.nn.functional.avg_pool2d(tiles, 2)).permute(0, 2, 3, 1).flatten(0, 2)
+    counts = torch.stack([network.scorer.score(place[:, None, None])[0, 0, 0] for place in features]).softmax(0)
+    said = torch.stack([network.sketch(place[:, None, None])[:, 0, 0] for place in features]).softmax(1)
+    torch.testing.assert_close(verdict.exp(), counts @ said)
+
+
+def test_the_scorer_learns_what_to_choose_before_the_attention_knows_anything():
+    """One tile of twenty decides, and SIFT's detector says nothing of it; the survey alone brings it to the top."""
+    torch.manual_seed(0)
+    network = build(dataclasses.replace(config_for("mvcr10n", 2), zoom=ZoomConfig(tiles=2, candidates=20)))
+    assert isinstance(network, ZoomResNet)
+    optimiser = torch.optim.AdamW([*network.scorer.parameters(), *network.sketch.parameters()], 1e-2)
+    y = torch.arange(8) % 2
+    for _ in range(60):
+        tiles = torch.rand(8, 20, 3, 40, 40)
+        where = torch.randint(20, (8,))
+        for bag, place, label in zip(tiles, where, y.tolist(), strict=True):
+            bag[place, :, 8:32, 8:32] = 2.0 if label else -1.0
+        found = [network.survey(bag, torch.zeros(20)) for bag in tiles]
+        loss = torch.nn.functional.nll_loss(torch.stack([verdict for _, verdict in found]), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    first = torch.stack([rank for rank, _ in found]).argmax(1)
+    assert (first == where).float().mean() >= 0.75
+
+
 def test_the_zoom_travels_with_the_model_and_old_models_have_none():
     config = dataclasses.replace(config_for("mvcr10n", 2), zoom=ZoomConfig(tiles=5))
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mvcr_cli.config import TrainConfig
 from mvcr_cli.data.preprocess import Preprocess
@@ -26,6 +27,20 @@ def ranks(network: ZoomResNet, tiles: TileBatch, preprocess: Preprocess) -> Tens
     return torch.stack([network.rank(preprocess.normalise(bag), prior) for bag, prior in pairs])
 
 
+def survey(network: ZoomResNet, tiles: TileBatch, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+    """Ranks of all candidates and the scorer's own verdicts, with gradients, in the memory of one picture.
+
+    Shape: (N, C), (N, K).
+    """
+
+    def one(bag: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        return network.survey(preprocess.normalise(bag), prior)
+
+    pairs = zip(tiles.pixels, tiles.prior, strict=True)
+    found = [checkpoint(one, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+    return torch.stack([rank for rank, _ in found]), torch.stack([verdict for _, verdict in found])
+
+
 def pick(tiles: TileBatch, chosen: Tensor) -> TileBatch:
     """The chosen candidates, (N, T)."""
     pixels = torch.stack([bag[indices] for bag, indices in zip(tiles.pixels, chosen, strict=True)])
@@ -40,19 +55,20 @@ def without_margin(tiles: Tensor, down: int = 0, across: int = 0) -> Tensor:
 
 def zoom_loss(network: ZoomResNet, x: Tensor, tiles: TileBatch, target: Tensor, weights: Tensor | None,
               config: TrainConfig, preprocess: Preprocess, progress: float) -> Tensor:  # fmt: skip
-    """The glance's loss, the bag's, that of both together, and the scorer's distance from the attention.
+    """The glance's loss, the bag's, that of both together, the scorer's own, and its distance from the attention.
 
     Glance and bag each learn from their own verdict; how much each counts is learned without touching them, for a
     glance that knows the training pictures by heart would silence the tiles.
 
     Shape: x (N, 3, H, W), target (N, K) -> ().
     """
-    with torch.no_grad():
-        scores = ranks(network, tiles, preprocess)
+    scores, sketched = survey(network, tiles, preprocess)
     noise = NOISE * max(0.0, 1 - progress / NOISY_SHARE)
-    chosen = pick(tiles, choose(scores, network.zoom.tiles, chance=CHANCE, noise=noise))
+    indices = choose(scores.detach(), network.zoom.tiles, chance=CHANCE, noise=noise)
     down, across = torch.randint(-MARGIN, MARGIN + 1, (2,)).tolist()
-    shown = _lit(_normalised(without_margin(chosen.pixels, down, across), preprocess), config.augment.trivial)
+    shown = _lit(
+        _normalised(without_margin(pick(tiles, indices).pixels, down, across), preprocess), config.augment.trivial
+    )
     verdict = network.forward_zoom(x, shown)
     row_weights = None if weights is None else target @ weights
     loss = multi_scale_loss(verdict.glance, verdict.views, target, weights, config.distill)
@@ -60,7 +76,8 @@ def zoom_loss(network: ZoomResNet, x: Tensor, tiles: TileBatch, target: Tensor, 
     apart = verdict.glance.detach()
     together = apart + network.beta * (verdict.bag.detach() - apart)
     loss = loss + cross_entropy(together, target, row_weights)
-    ranking = ranks(network, chosen, preprocess).log_softmax(-1)
+    loss = loss + cross_entropy(sketched, target, row_weights)
+    ranking = scores.gather(1, indices).log_softmax(-1)
     return loss + F.kl_div(ranking, verdict.weights.detach(), reduction="batchmean")
 
 

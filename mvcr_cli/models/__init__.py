@@ -115,7 +115,7 @@ def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:
 
 _OPTIONAL = ("blur.t", "conv2.alpha", "conv2.gate_weight", "conv2.gate_bias", "num_batches_tracked")
 # The counter is not in files from before 2018, and decides nothing; the others start without effect.
-_BESIDE_TRUNK = ("fc", "fusion", "attention", "scorer", "finder", "lessons", "beta", "trust")
+_BESIDE_TRUNK = ("fc", "fusion", "attention", "scorer", "sketch", "finder", "lessons", "beta", "trust")
 _TRUNK_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "features", "dense")
 
 

@@ -5,10 +5,12 @@
     z_t = fc(sum_i p_i e_i)                                    z = z_g + beta (z_t - z_g)
 
 Which tiles are looked at is decided before: SIFT's detector and a grid propose them, and a small convolutional scorer
-(`TileScorer`), taught by the attention, ranks what was proposed and finds further ones where edges are everywhere.
+(`TileScorer`) ranks what was proposed and finds further ones where edges are everywhere. It learns from the attention,
+and before the attention knows anything, from a rough verdict of its own on all candidates at once (`survey`).
 
 Sources: gated attention, Ilse et al. 2018 (arXiv 1802.04712); selection by the attention's own scores, Bergner et al.
-2023 (IPS, arXiv 2210.05358), here by a scorer a hundredth of the trunk's cost.
+2023 (IPS, arXiv 2210.05358), here by a scorer a hundredth of the trunk's cost; the survey is a mixture of experts
+(Jacobs et al. 1991) over places.
 """
 
 from __future__ import annotations
@@ -63,22 +65,20 @@ class TileScorer(nn.Module):
         self.score = nn.Conv2d(widths[1], 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.score(self.features(x))[:, 0]
+        return scores
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the places look like. Shape: (N, 3, h, w) -> (N, C, h', w')."""
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x))
-        x = F.relu(self.conv3(x))
-        scores: Tensor = self.score(x)[:, 0]
-        return scores
+        return F.relu(self.conv3(x))
 
     @classmethod
     def shape(cls, of: torch.Size) -> tuple[int, int, int]:
         """What `forward` gives for a picture of a shape."""
         rows, columns = ((side - cls.REACH) // cls.STRIDE + 1 for side in of[-2:])
         return of[0], rows, columns
-
-    def tiles(self, tiles: Tensor) -> Tensor:
-        """Scores of tiles at native resolution. Shape: (N, 3, h, w) -> (N,)."""
-        scores: Tensor = self(F.avg_pool2d(tiles, 2)).amax((1, 2))
-        return scores
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class ZoomResNet(MultiScaleResNet):
         self.zoom = config.zoom
         self.attention = GatedAttention(self.channels[3])
         self.scorer = TileScorer()
+        self.sketch = nn.Conv2d(SCORER_WIDTHS[1], config.classes, 1)  # a rough verdict on every place of the scorer
         self.finder = TileScorer().requires_grad_(False)
         self.register_buffer("lessons", torch.tensor(0))  # how often the finder has learned
         self.beta = nn.Parameter(torch.tensor(0.5))
@@ -129,7 +130,23 @@ class ZoomResNet(MultiScaleResNet):
 
     def rank(self, tiles: Tensor, prior: Tensor) -> Tensor:
         """How promising the candidates of one picture are. Shape: (C, 3, s, s), (C,) -> (C,)."""
-        return self.scorer.tiles(tiles).float() + self.trust * prior
+        scores: Tensor = self.scorer(F.avg_pool2d(tiles, 2)).amax((1, 2))
+        return scores.float() + self.trust * prior
+
+    def survey(self, tiles: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """`rank`, and a verdict on the picture from all candidates: of every place, as much as its score says.
+
+            log p = logsumexp_i (log softmax(s)_i + log softmax(sketch(f_i)))        over the places i of all tiles
+
+        Unlike the attention it needs no choice of tiles, so it can teach the scorer what to choose.
+
+        Shape: (C, 3, s, s), (C,) -> (C,), (K,).
+        """
+        f = self.scorer.features(F.avg_pool2d(tiles, 2))
+        s = self.scorer.score(f)[:, 0].float()  # C x h x w
+        said = self.sketch(f).float().log_softmax(1)  # C x K x h x w
+        counts = s.flatten().log_softmax(0).view_as(s)
+        return s.amax((1, 2)) + self.trust * prior, (said + counts[:, None]).logsumexp((0, 2, 3))
 
     def encode(self, tiles: Tensor) -> Tensor:
         """Features of tiles. Shape: (M, 3, t, t) -> (M, C)."""
