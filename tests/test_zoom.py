@@ -74,7 +74,7 @@ def test_strips_have_the_cells_of_the_whole():
 
 
 def test_strips_have_the_scores_of_the_whole():
-    finder = TileScorer()
+    finder = TileScorer().eval()
     x = torch.rand(3, 130, 97, generator=torch.Generator().manual_seed(0))
     search = _Search(finder, 2, Preprocess(size=48, mean=(0, 0, 0), std=(1, 1, 1)))
     with torch.no_grad():
@@ -126,9 +126,11 @@ def test_the_finder_adds_what_it_scores_highest(tmp_path):
     for place in (30, 130, 230, 280):
         pixels[place : place + 12, 20:32] = 128
     Image.fromarray(pixels.astype(np.uint8)).convert("RGB").save(tmp_path / "dark.png")
-    finder = TileScorer()
+    finder = TileScorer().eval()
     for parameter in finder.parameters():
         torch.nn.init.zeros_(parameter)
+    for norm in (finder.bn1, finder.bn2, finder.bn3):
+        torch.nn.init.ones_(norm.weight)
     with torch.no_grad():
         for convolution in (finder.conv1, finder.conv2, finder.conv3, finder.score):
             convolution.weight[0] = -1.0 if convolution is finder.conv1 else 1.0 / convolution.weight[0].numel()
@@ -148,38 +150,52 @@ def test_the_best_and_some_by_chance_are_chosen():
     assert all(len(set(row)) == 4 for row in drawn.tolist())
 
 
-def test_the_survey_is_a_mixture_of_the_verdicts_of_all_places():
+def zooming(classes: int, zoom: ZoomConfig) -> ZoomResNet:
     torch.manual_seed(0)
-    network = build(dataclasses.replace(config_for("mvcr10n", 3), zoom=ZoomConfig(tiles=2, candidates=5)))
+    network = build(dataclasses.replace(config_for("mvcr10n", classes), zoom=zoom))
     assert isinstance(network, ZoomResNet)
-    tiles, prior = torch.rand(5, 3, 40, 40), torch.randn(5)
-    rank, verdict = network.survey(tiles, prior)
-    torch.testing.assert_close(rank, network.rank(tiles, prior))
-    features = network.scorer.features(torch.nn.functional.avg_pool2d(tiles, 2)).permute(0, 2, 3, 1).flatten(0, 2)
-    counts = torch.stack([network.scorer.score(place[:, None, None])[0, 0, 0] for place in features]).softmax(0)
-    said = torch.stack([network.sketch(place[:, None, None])[:, 0, 0] for place in features]).softmax(1)
-    torch.testing.assert_close(verdict.exp(), counts @ said)
+    return network
+
+
+def test_the_survey_is_a_mixture_of_the_verdicts_of_all_places():
+    network = zooming(3, ZoomConfig(tiles=2, candidates=5)).eval()
+    tiles, prior = torch.rand(2, 5, 3, 40, 40), torch.randn(2, 5)
+    half = torch.nn.functional.avg_pool2d(tiles.flatten(0, 1), 2).unflatten(0, (2, 5))
+    rank, verdict = network.survey(half, prior)
+    for picture in range(2):
+        torch.testing.assert_close(rank[picture], network.rank(tiles[picture], prior[picture]))
+        features = network.scorer.features(half[picture]).permute(0, 2, 3, 1).flatten(0, 2)
+        counts = torch.stack([network.scorer.score(place[:, None, None])[0, 0, 0] for place in features]).softmax(0)
+        said = torch.stack([network.sketch(place[:, None, None])[:, 0, 0] for place in features]).softmax(1)
+        torch.testing.assert_close(verdict[picture].exp(), counts @ said)
 
 
 def test_the_scorer_learns_what_to_choose_before_the_attention_knows_anything():
     """One tile of twenty decides, and SIFT's detector says nothing of it; the survey alone brings it to the top."""
-    torch.manual_seed(0)
-    network = build(dataclasses.replace(config_for("mvcr10n", 2), zoom=ZoomConfig(tiles=2, candidates=20)))
-    assert isinstance(network, ZoomResNet)
+    network = zooming(2, ZoomConfig(tiles=2, candidates=20))
     optimiser = torch.optim.AdamW([*network.scorer.parameters(), *network.sketch.parameters()], 1e-2)
     y = torch.arange(8) % 2
     for _ in range(60):
-        tiles = torch.rand(8, 20, 3, 40, 40)
+        half = torch.rand(8, 20, 3, 20, 20)
         where = torch.randint(20, (8,))
-        for bag, place, label in zip(tiles, where, y.tolist(), strict=True):
-            bag[place, :, 8:32, 8:32] = 2.0 if label else -1.0
-        found = [network.survey(bag, torch.zeros(20)) for bag in tiles]
-        loss = torch.nn.functional.nll_loss(torch.stack([verdict for _, verdict in found]), y)
+        for bag, place, label in zip(half, where, y.tolist(), strict=True):
+            bag[place, :, 4:16, 4:16] = 2.0 if label else -1.0
+        ranks, verdicts = network.survey(half, torch.zeros(8, 20))
+        loss = torch.nn.functional.nll_loss(verdicts, y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    first = torch.stack([rank for rank, _ in found]).argmax(1)
-    assert (first == where).float().mean() >= 0.75
+    assert (ranks.argmax(1) == where).float().mean() >= 0.75
+
+
+def test_the_finder_searches_alike_in_training_and_in_use():
+    network = zooming(2, ZoomConfig(tiles=2, candidates=20)).train()
+    network.scorer(torch.rand(4, 3, 40, 40))  # moves its running statistics
+    network.teach_finder(network.scorer)
+    x = torch.rand(1, 3, 60, 60)
+    found = network.finder(x)
+    assert torch.equal(found, network.eval().finder(x))
+    assert torch.equal(found, network.scorer(x))
 
 
 def test_the_zoom_travels_with_the_model_and_old_models_have_none():

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mvcr_cli.config import TrainConfig
 from mvcr_cli.data.preprocess import Preprocess
@@ -19,26 +18,13 @@ CHANCE = 0.25  # share of a training picture's tiles that is drawn, so that the 
 NOISE = 0.5  # on the scores
 NOISY_SHARE = 0.3  # of the training, in which it fades out
 BRIGHTNESS = 0.2
+SURVEYED = 16_000_000  # pixels of candidates in a step; the memory of the survey goes with them
 
 
 def ranks(network: ZoomResNet, tiles: TileBatch, preprocess: Preprocess) -> Tensor:
     """How promising all candidates are, computed a picture at a time. Shape: (N, C)."""
     pairs = zip(tiles.pixels, tiles.prior, strict=True)
     return torch.stack([network.rank(preprocess.normalise(bag), prior) for bag, prior in pairs])
-
-
-def survey(network: ZoomResNet, tiles: TileBatch, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """Ranks of all candidates and the scorer's own verdicts, with gradients, in the memory of one picture.
-
-    Shape: (N, C), (N, K).
-    """
-
-    def one(bag: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        return network.survey(preprocess.normalise(bag), prior)
-
-    pairs = zip(tiles.pixels, tiles.prior, strict=True)
-    found = [checkpoint(one, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
-    return torch.stack([rank for rank, _ in found]), torch.stack([verdict for _, verdict in found])
 
 
 def pick(tiles: TileBatch, chosen: Tensor) -> TileBatch:
@@ -62,9 +48,12 @@ def zoom_loss(network: ZoomResNet, x: Tensor, tiles: TileBatch, target: Tensor, 
 
     Shape: x (N, 3, H, W), target (N, K) -> ().
     """
-    scores, sketched = survey(network, tiles, preprocess)
+    network.scorer.eval()  # candidates are ranked as they will be in use
+    with torch.no_grad():
+        scores = ranks(network, tiles, preprocess)
+    network.scorer.train()
     noise = NOISE * max(0.0, 1 - progress / NOISY_SHARE)
-    indices = choose(scores.detach(), network.zoom.tiles, chance=CHANCE, noise=noise)
+    indices = choose(scores, network.zoom.tiles, chance=CHANCE, noise=noise)
     down, across = torch.randint(-MARGIN, MARGIN + 1, (2,)).tolist()
     shown = _lit(
         _normalised(without_margin(pick(tiles, indices).pixels, down, across), preprocess), config.augment.trivial
@@ -76,9 +65,23 @@ def zoom_loss(network: ZoomResNet, x: Tensor, tiles: TileBatch, target: Tensor, 
     apart = verdict.glance.detach()
     together = apart + network.beta * (verdict.bag.detach() - apart)
     loss = loss + cross_entropy(together, target, row_weights)
-    loss = loss + cross_entropy(sketched, target, row_weights)
-    ranking = scores.gather(1, indices).log_softmax(-1)
+    ranking, rough = _survey(network, tiles, indices, preprocess)
+    loss = loss + cross_entropy(rough, target, row_weights)
+    ranking = ranking.log_softmax(-1)
     return loss + F.kl_div(ranking, verdict.weights.detach(), reduction="batchmean")
+
+
+def _survey(network: ZoomResNet, tiles: TileBatch, chosen: Tensor,
+            preprocess: Preprocess) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Ranks of the chosen (N, T), and verdicts from all candidates (N, K), or as many as fit beside the chosen."""
+    count, candidates = tiles.prior.shape
+    side = tiles.pixels.shape[-1]
+    fitting = max(chosen.shape[1], min(candidates, SURVEYED // (count * side * side)))
+    lot = torch.rand_like(tiles.prior).scatter_(1, chosen, -1.0)
+    some = pick(tiles, torch.cat((chosen, lot.topk(fitting - chosen.shape[1], 1).indices), 1))
+    half = torch.stack([F.avg_pool2d(preprocess.normalise(bag), 2) for bag in some.pixels])
+    rank, verdict = network.survey(half, some.prior)
+    return rank[:, : chosen.shape[1]], verdict
 
 
 def _normalised(tiles: Tensor, preprocess: Preprocess) -> Tensor:

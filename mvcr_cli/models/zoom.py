@@ -16,6 +16,7 @@ Sources: gated attention, Ilse et al. 2018 (arXiv 1802.04712); selection by the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,8 @@ class TileScorer(nn.Module):
     """How promising a place is, from the picture at half size: three small convolutions without padding.
 
     One value looks at 17 x 17 pixels of the half-size picture (34 native ones) and the next is 4 (8 native) further, so
-    that a picture in strips gives the same values as whole. A tile's score is its best value.
+    that a picture in strips gives the same values as whole. A tile's score is its best value. Without batch norm, what all
+    places have in common, such as brightness, would hide what they differ in.
 
     Shape: (N, 3, h, w), normalised -> (N, (h - 13) // 4, (w - 13) // 4).
     """
@@ -59,9 +61,9 @@ class TileScorer(nn.Module):
 
     def __init__(self, widths: tuple[int, int] = SCORER_WIDTHS) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, widths[0], 5, 2)
-        self.conv2 = nn.Conv2d(widths[0], widths[1], 3, 2)
-        self.conv3 = nn.Conv2d(widths[1], widths[1], 3)
+        self.conv1, self.bn1 = nn.Conv2d(3, widths[0], 5, 2, bias=False), nn.BatchNorm2d(widths[0])
+        self.conv2, self.bn2 = nn.Conv2d(widths[0], widths[1], 3, 2, bias=False), nn.BatchNorm2d(widths[1])
+        self.conv3, self.bn3 = nn.Conv2d(widths[1], widths[1], 3, bias=False), nn.BatchNorm2d(widths[1])
         self.score = nn.Conv2d(widths[1], 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,9 +72,9 @@ class TileScorer(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the places look like. Shape: (N, 3, h, w) -> (N, C, h', w')."""
-        x = F.relu(self.conv1(x))
-        x = F.relu(self.conv2(x))
-        return F.relu(self.conv3(x))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return F.relu(self.bn3(self.conv3(x)), inplace=True)
 
     @classmethod
     def shape(cls, of: torch.Size) -> tuple[int, int, int]:
@@ -112,16 +114,19 @@ class ZoomResNet(MultiScaleResNet):
         self.attention = GatedAttention(self.channels[3])
         self.scorer = TileScorer()
         self.sketch = nn.Conv2d(SCORER_WIDTHS[1], config.classes, 1)  # a rough verdict on every place of the scorer
-        self.finder = TileScorer().requires_grad_(False)
+        self.finder = TileScorer().requires_grad_(False).eval()
         self.register_buffer("lessons", torch.tensor(0))  # how often the finder has learned
         self.beta = nn.Parameter(torch.tensor(0.5))
         self.trust = nn.Parameter(torch.tensor(1.0))  # in SIFT's detector, beside the scorer
 
-    @torch.no_grad()
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.finder.eval()
+        return self
+
     def teach_finder(self, scorer: TileScorer) -> None:
         """From now on whole pictures are searched with a copy of `scorer`."""
-        for mine, theirs in zip(self.finder.parameters(), scorer.parameters(), strict=True):
-            mine.copy_(theirs)
+        self.finder.load_state_dict(scorer.state_dict())
         self.lessons += 1
 
     def learned_proposal(self) -> TileScorer | None:
@@ -133,20 +138,24 @@ class ZoomResNet(MultiScaleResNet):
         scores: Tensor = self.scorer(F.avg_pool2d(tiles, 2)).amax((1, 2))
         return scores.float() + self.trust * prior
 
-    def survey(self, tiles: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """`rank`, and a verdict on the picture from all candidates: of every place, as much as its score says.
+    def survey(self, half: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """`rank`, and verdicts on the pictures from all candidates: of every place, as much as its score says.
 
             log p = logsumexp_i (log softmax(s)_i + log softmax(sketch(f_i)))        over the places i of all tiles
 
         Unlike the attention it needs no choice of tiles, so it can teach the scorer what to choose.
 
-        Shape: (C, 3, s, s), (C,) -> (C,), (K,).
+        Args:
+            half: candidates at half their size, normalised, (N, C, 3, h, w).
+            prior: (N, C).
+
+        Shape: (N, C), (N, K).
         """
-        f = self.scorer.features(F.avg_pool2d(tiles, 2))
-        s = self.scorer.score(f)[:, 0].float()  # C x h x w
-        said = self.sketch(f).float().log_softmax(1)  # C x K x h x w
-        counts = s.flatten().log_softmax(0).view_as(s)
-        return s.amax((1, 2)) + self.trust * prior, (said + counts[:, None]).logsumexp((0, 2, 3))
+        f = self.scorer.features(half.flatten(0, 1))
+        s = self.scorer.score(f)[:, 0].float().unflatten(0, half.shape[:2])  # N x C x h' x w'
+        said = self.sketch(f).float().log_softmax(1).unflatten(0, half.shape[:2])  # N x C x K x h' x w'
+        counts = s.flatten(1).log_softmax(1).view_as(s)
+        return s.amax((2, 3)) + self.trust * prior, (said + counts[:, :, None]).logsumexp((1, 3, 4))
 
     def encode(self, tiles: Tensor) -> Tensor:
         """Features of tiles. Shape: (M, 3, t, t) -> (M, C)."""
