@@ -18,7 +18,7 @@ from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig, ExportConfig, ModelConfig, PredictConfig, ZoomConfig
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import MARGIN, _Search, cut_tiles, open_picture, propose
-from mvcr_cli.engine import feed
+from mvcr_cli.engine import feed, zoom_step
 from mvcr_cli.engine.evaluate import evaluate, tile_reader
 from mvcr_cli.engine.export import export
 from mvcr_cli.engine.predict import predict
@@ -186,6 +186,15 @@ def test_the_scorer_learns_what_to_choose_before_the_attention_knows_anything():
         loss.backward()
         optimiser.step()
     assert (ranks.argmax(1) == where).float().mean() >= 0.75
+
+
+def test_an_attention_without_preference_teaches_the_scorer_nothing():
+    ranking = torch.tensor([[3.0, 0.0, -1.0], [3.0, 0.0, -1.0]])
+    even = torch.full((2, 3), 1 / 3)
+    assert float(zoom_step._distance(ranking, even)) == pytest.approx(0, abs=1e-5)
+    sure = torch.tensor([[0.0, 1.0, 0.0]] * 2)
+    expected = -ranking.log_softmax(1)[:, 1].mean()
+    torch.testing.assert_close(zoom_step._distance(ranking, sure), expected)
 
 
 def test_the_finder_searches_alike_in_training_and_in_use():

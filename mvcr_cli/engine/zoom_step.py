@@ -12,6 +12,7 @@ from mvcr_cli.config import TrainConfig
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import MARGIN, TileBatch
 from mvcr_cli.engine.loss import cross_entropy, multi_scale_loss
+from mvcr_cli.models.scale_set import sureness
 from mvcr_cli.models.zoom import ZoomResNet, ZoomVerdict, choose
 
 CHANCE = 0.25  # share of a training picture's tiles that is drawn, so that the scorer hears of all kinds
@@ -67,8 +68,18 @@ def zoom_loss(network: ZoomResNet, x: Tensor, tiles: TileBatch, target: Tensor, 
     loss = loss + cross_entropy(together, target, row_weights)
     ranking, rough = _survey(network, tiles, indices, preprocess)
     loss = loss + cross_entropy(rough, target, row_weights)
-    ranking = ranking.log_softmax(-1)
-    return loss + F.kl_div(ranking, verdict.weights.detach(), reduction="batchmean")
+    return loss + _distance(ranking, verdict.weights.detach())
+
+
+def _distance(ranking: Tensor, weights: Tensor) -> Tensor:
+    """Divergence of the scorer's preference from the attention's, as far as the attention prefers any tile.
+
+    While it knows nothing its weights are equal, and to teach these would undo what the survey teaches.
+
+    Shape: (N, T), (N, T), rows sum to 1 -> ().
+    """
+    apart = F.kl_div(ranking.log_softmax(-1), weights, reduction="none").sum(-1)
+    return (sureness(weights.clamp(min=1e-12).log()) * apart).mean()
 
 
 def _survey(network: ZoomResNet, tiles: TileBatch, chosen: Tensor,
