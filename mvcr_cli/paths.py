@@ -134,6 +134,8 @@ def write_error(path: Path, error: OSError, size: int = 0) -> MvcrError:
     what = f"cannot write {size:,} bytes to {display_name(path)}" if size else f"cannot write {display_name(path)}"
     if error.errno in (errno.EACCES, errno.EPERM):
         return NotPermitted(f"{what}: {reason}", "choose a folder that you may write, with --out or --name")
+    if error.errno == errno.ENOENT:
+        return CannotCreate(f"{what}: its folder is not there any more", "run the same command again")
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
         return CannotCreate(f"{what}: {reason}", "choose another name")
     return WriteFailed(

@@ -157,6 +157,11 @@ def test_a_file_left_by_a_killed_process_of_the_same_number_blocks_nothing(tmp_p
     assert (tmp_path / "x.json").read_text() == "{}"
 
 
+def test_a_run_folder_that_is_deleted_under_a_run_is_not_called_a_full_disk(tmp_path):
+    with pytest.raises(CannotCreate, match="not there any more"):
+        write_whole(tmp_path / "deleted" / "x.json", "{}")
+
+
 # Damage
 
 
