@@ -22,6 +22,7 @@ picture as a multiple of one view of it. Published unseen-scale accuracy, eval 1
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 import time
@@ -266,6 +267,9 @@ def scored(logits: Tensor, number: int, sizes: NDArray[np.int64]) -> tuple[float
 
 
 def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation; eval 4 has no unseen sizes."""
+    if any(map(math.isnan, values)):
+        return "–"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 

@@ -26,6 +26,7 @@ from mvcr_cli.engine.loss import class_weights, multi_scale_loss, soft_targets
 from mvcr_cli.engine.optim import load_optimiser_state, make_optimiser, optimiser_state
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.session import Session
+from mvcr_cli.engine.starting import Start, restarted
 from mvcr_cli.engine.train import train
 from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, DataError, RunBusy
 from mvcr_cli.models import TRUNKS, build, config_for
@@ -531,6 +532,34 @@ def test_own_weights_start_another_run(data, undisturbed, tmp_path):
     torch.testing.assert_close(mine["layer4.0.conv1.weight"], theirs["layer4.0.conv1.weight"], rtol=0, atol=1e-6)
     torch.testing.assert_close(mine["fc.weight"], theirs["fc.weight"], rtol=0, atol=1e-6)
     assert strict((run / "config.json").read_text())["start"]["pretrained"]
+
+
+@pytest.mark.parametrize("question", [1, 2, 5])
+@pytest.mark.parametrize("layers", [(), ("blur", "gem", "heads")])
+def test_a_run_that_began_from_weights_resumes_with_the_same_bits(data, undisturbed, tmp_path, question, layers):
+    """New parts, some in the middle of the trunk, are in parameter groups of their own."""
+    plain = tmp_path / "plain"
+    trained(data, plain, layers=())
+    given = {"weights": str(plain / "weights" / "last.safetensors"), "layers": layers}
+    trained(data, tmp_path / "whole", **given)
+    trained(data, tmp_path / "stopped", **given, stop=stop_at(question))
+    trained(data, tmp_path / "stopped", **given, resume=True)
+    assert same(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_from_weights_killed_before_its_first_state_begins_with_them_again(data, undisturbed, tmp_path):
+    given = {"weights": str(undisturbed / "weights" / "last.safetensors"), "epochs": 1}
+    trained(data, tmp_path / "whole", **given)
+    trained(data, tmp_path / "killed", **given, stop=stop_at(1))
+    for state in (tmp_path / "killed" / "state").iterdir():
+        state.unlink()
+    trained(data, tmp_path / "killed", **given, resume=True)
+    assert same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_run_whose_first_weights_cannot_be_had_again_does_not_begin_with_others(data):
+    with pytest.raises(ConfigMismatch, match="saved no state yet"):
+        restarted(settings(data, None), Start("ImageNet weights x", True), lambda text: None)
 
 
 @pytest.mark.parametrize("model", ["resnet10n", "mvcr14n", "cnn"])

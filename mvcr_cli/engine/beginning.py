@@ -21,7 +21,7 @@ from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, is_large, stem_for
 from mvcr_cli.engine.rundir import FORMAT_VERSION, RunDirectory
 from mvcr_cli.engine.session import Session
-from mvcr_cli.engine.starting import Start, for_classes, starting_weights
+from mvcr_cli.engine.starting import Start, for_classes, restarted, starting_weights
 from mvcr_cli.errors import CannotCreate, ConfigMismatch, UsageError
 from mvcr_cli.models import build, config_for, load_trunk, useful_scales
 from mvcr_cli.models.mvcr import trunk_side
@@ -79,7 +79,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     """
     stored = run.read_config() if run.config.exists() else None
     if stored is not None:
-        start = Start.restored(stored["start"])
+        start = _start_again(config, stored, run, say)
     elif start is None:
         start = starting_weights(config, say)
     settings = (
@@ -101,7 +101,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
         model = replace(model, taught=(1.0,), surest=True)
     if stored and settings.threads != stored["train"].get("threads"):
         say(f"warning: --threads was {stored['train'].get('threads')}: the result will differ in its last bits")
-    session = _session(settings, prepared, start, model, device, say)
+    session, start = _session(settings, prepared, start, model, device, say)
     precision = str(session.dtype).removeprefix("torch.")
     if stored is None:
         _record(run, settings, prepared, start, session, precision)
@@ -115,6 +115,15 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     if text := _zoom_text(config, settings.imgsz, prepared, model.zoom):
         say(text)
     return session
+
+
+def _start_again(config: TrainConfig, stored: dict[str, Any], run: RunDirectory, say: Say) -> Start:
+    """Where a resumed run began; with its first weights when it has nothing else to go on from."""
+    try:
+        start = Start.restored(stored["start"])
+    except (KeyError, TypeError) as error:
+        raise _no_record(run) from error
+    return start if run.has_state() else restarted(config, start, say)
 
 
 def _zoom_text(config: TrainConfig, imgsz: int, prepared: Prepared, zoom: ZoomConfig | None) -> str:
@@ -187,10 +196,11 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
         config = replace(config, **fitted, workers=default_workers(config.workers))
         if None in (config.model, config.imgsz, config.scales, config.batch, config.lr, config.threads):
             raise TypeError("a setting is missing")
-    except (TypeError, UsageError) as error:
-        raise ConfigMismatch(
-            f"{display_name(run.config)} is no record of a run", "start a new run without --resume"
-        ) from error
+    except UsageError as error:
+        text = f"{display_name(run.path)} cannot go on with these settings: {error.message}"
+        raise ConfigMismatch(text, "resume with the same settings, or start a new run") from error
+    except TypeError as error:
+        raise _no_record(run) from error
     for key, now in json.loads(to_json(config.to_dict())).items():
         if key not in FREE_SETTINGS and now != was.get(key):
             raise ConfigMismatch(
@@ -209,6 +219,10 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     return config
 
 
+def _no_record(run: RunDirectory) -> ConfigMismatch:
+    return ConfigMismatch(f"{display_name(run.config)} is no record of a run", "start a new run without --resume")
+
+
 def _digests(rows: Any) -> list[Any]:
     """Of the rows of one side of `split.json`; of anything else, nothing that any data set has."""
     try:
@@ -218,26 +232,29 @@ def _digests(rows: Any) -> list[Any]:
 
 
 def _session(config: TrainConfig, prepared: Prepared, start: Start, model: ModelConfig, device: torch.device,
-             say: Say) -> Session:  # fmt: skip
+             say: Say) -> tuple[Session, Start]:  # fmt: skip
+    """A run's session, and its start with what the first weights left new."""
     assert config.lr is not None
     assert config.imgsz is not None
     network = build(model, exact=start.pretrained)
     first = for_classes(start, model, prepared.classes, say)
-    new_parts = set(load_trunk(network, first)) if first is not None else set()
+    if first is not None:
+        start = replace(start, new_parts=tuple(sorted(load_trunk(network, first))))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = pick_precision(config.precision, device)
     counts = [0] * len(prepared.classes)
     for sample in prepared.train:
         counts[sample.label] += 1
     weights = class_weights(counts, config.balance)
-    return Session(
+    session = Session(
         config=config,
         network=network.train(),
         average=WeightAverage(network, config.ema),
-        optimiser=make_optimiser(network, config.lr, config.weight_decay, new_parts),
+        optimiser=make_optimiser(network, config.lr, config.weight_decay, set(start.new_parts)),
         preprocess=Preprocess(size=config.imgsz, fit=config.fit),
         device=device,
         dtype=dtype,
         weights=None if weights is None else weights.to(device),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
     )
+    return session, start

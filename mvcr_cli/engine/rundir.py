@@ -132,6 +132,10 @@ class RunDirectory:
         for torn in self.path.rglob(".*.tmp"):
             torn.unlink(missing_ok=True)
 
+    def has_state(self) -> bool:
+        """Whether anything was saved to go on from, damaged or not."""
+        return any(self.states.glob("step-*.safetensors"))
+
     def load_state(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest undamaged state, or None when none was saved yet.
 

@@ -13,7 +13,7 @@ from mvcr_cli import weights
 from mvcr_cli.checkpoint import load_named, read_bytes, unpack
 from mvcr_cli.config import ModelConfig, Stem, TrainConfig
 from mvcr_cli.engine import Say
-from mvcr_cli.errors import Unavailable, WriteFailed
+from mvcr_cli.errors import ConfigMismatch, Unavailable, WriteFailed
 from mvcr_cli.models import build
 from mvcr_cli.paths import display_name
 
@@ -30,6 +30,7 @@ class Start:
         stem: that of the trunk; None where the size of the pictures decides.
         tensors: the trunk's state dict, not recorded.
         classes: names of the rows of the last layer; empty where the file does not tell. Not recorded.
+        new_parts: what the trunk did not fill, by name, once a network has been built; it learns faster.
     """
 
     source: str
@@ -37,10 +38,13 @@ class Start:
     stem: Stem | None = None
     tensors: dict[str, Tensor] | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
+    new_parts: tuple[str, ...] = ()
 
     @classmethod
     def restored(cls, stored: dict[str, Any]) -> Start:
-        return cls(str(stored.get("source")), bool(stored.get("pretrained")), stored.get("stem"))
+        """What `to_dict` gave. Raises: KeyError, TypeError for anything else."""
+        source, pretrained, stem = stored["source"], stored["pretrained"], stored["stem"]
+        return cls(str(source), bool(pretrained), stem, new_parts=tuple(map(str, stored["new_parts"])))
 
     @classmethod
     def of_file(cls, source: str, path: Path) -> Start:
@@ -54,7 +58,10 @@ class Start:
         return cls(source, True, stem, tensors, classes)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"source": self.source, "pretrained": self.pretrained, "stem": self.stem}
+        """What a resumed run needs: the optimiser's groups depend on the new parts."""
+        return {
+            "source": self.source, "pretrained": self.pretrained, "stem": self.stem, "new_parts": list(self.new_parts),
+        }  # fmt: skip
 
 
 def starting_weights(config: TrainConfig, say: Say) -> Start:
@@ -81,6 +88,22 @@ def starting_weights(config: TrainConfig, say: Say) -> Start:
         say(f"weights: no pretrained weights ({error.message}); training from scratch")
         return Start("random weights", False)
     return Start.of_file(f"ImageNet weights {path.name}", path)
+
+
+def restarted(config: TrainConfig, stored: Start, say: Say) -> Start:
+    """The first weights once more, for a run that was killed before its first state.
+
+    Raises: ConfigMismatch when they are not to be had any more, or are others.
+    """
+    if not stored.pretrained:
+        return stored
+    start = starting_weights(config, say)
+    if start.source != stored.source:
+        raise ConfigMismatch(
+            f"the run began from {stored.source} and saved no state yet; now it would begin from {start.source}",
+            "start a new run",
+        )
+    return start
 
 
 def for_classes(start: Start, config: ModelConfig, classes: tuple[str, ...], say: Say) -> dict[str, Tensor] | None:
