@@ -246,10 +246,14 @@ def _check_tensors(tensors: dict[str, Tensor], config: ModelConfig, shown: str) 
                 f"{shown}: {name} is {tuple(tensor.shape)} {tensor.dtype}, the network needs "
                 f"{tuple(want.shape)} {want.dtype}"
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{shown}: {name} holds numbers that are not finite")
-        if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise CheckpointError(f"{shown}: {name} holds negative variances")
+        _check_numbers(name, tensor, shown)
+
+
+def _check_numbers(name: str, tensor: Tensor, shown: str) -> None:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{shown}: {display_name(name)} holds numbers that are not finite")
+    if name.endswith("running_var") and bool((tensor < 0).any()):
+        raise CheckpointError(f"{shown}: {display_name(name)} holds negative variances")
 
 
 def load_bare(path: Path) -> dict[str, Tensor]:
@@ -265,8 +269,7 @@ def load_named(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     tensors, meta = unpack(read_bytes(path), path)
     shown = display_name(path.name)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{shown}: {display_name(name)} holds numbers that are not finite")
+        _check_numbers(name, tensor, shown)
     names = meta.get("classes")
     classes = check_classes(names, len(names), shown) if isinstance(names, list) else ()
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, classes

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mvcr_cli.paths import json_path
@@ -59,7 +59,7 @@ class PredictSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One file that was skipped, and why. Codes: see `BadImage`, and `link`, `duplicate`, `not_an_image`."""
+    """One file that was skipped, and why. Codes: see `BadImage`, and those of `data.folder`."""
 
     path: str
     code: str
@@ -285,14 +285,6 @@ class LoaderReport:
     loader_images_per_second: float
     train_images_per_second: float
     bottleneck: str  # "loader" or "network"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkReport:
-    torch: str
-    threads: int
-    rows: tuple[BenchmarkRow, ...]
-    loader: LoaderReport | None = field(default=None)
 
 
 _NAMES = {

@@ -73,6 +73,8 @@ REFUSED = [
     "train d --scales 1/2",
     "train d --scales 1,x",
     "train d --unsure 0.3 --model cnn",
+    "train d --scales 1,1/2 --model cnn",
+    "train d --resume",
     "train d --layers x",
     "train d --zoom 0.2",
     "train d --layers sacs,",

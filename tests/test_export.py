@@ -114,6 +114,11 @@ def test_batch_of_equal_sizes_is_each_picture_alone(run: Path) -> None:
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
+def test_the_name_of_a_run_may_have_a_dot(run: Path) -> None:
+    dotted = run.rename(run.parent / "leaves-0.5")
+    assert Path(export(ExportConfig(run=dotted, format="safetensors")).file).name == "leaves-0.5.safetensors"
+
+
 def test_failed_check_writes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(made: Checkpoint) -> tuple[bytes, engine.Runner]:
         return b"x", lambda pixels: np.array([0.5, 0.5])

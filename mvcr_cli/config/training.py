@@ -14,7 +14,7 @@ from mvcr_cli.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What may happen to a training picture. Each part is off at its neutral value; `photo` is the default set.
+    """What may happen to a training picture. Each part is off at its neutral value; the defaults suit photographs.
 
     Args:
         crop: smallest share of the picture's area that a crop keeps; 1 keeps all of it.
@@ -87,7 +87,7 @@ class TrainConfig:
         tiles: tiles of a picture that the network looks at in a step.
         tile_px: side of a tile in pixels; None is fitted to `imgsz`.
         memory_mb: memory in MiB that batches and the cache of tiles are fitted to.
-        save_every: optimiser steps between two resumable states; 0 is once an epoch.
+        save_every: steps (batches) between two resumable states, beside that of every epoch; 0 is those alone.
         resume: go on with `run` where its last state stands; a finished run is left as it is.
         started: `time.monotonic()` at program start, so that `seconds` counts what the user waits for.
     """
@@ -152,6 +152,8 @@ class TrainConfig:
         check(0 <= self.unsure <= 10, "--unsure", self.unsure, "between 0 (off) and 10")
         if self.unsure and self.model == "cnn":
             raise UsageError("--unsure: the model cnn has no views to doubt", "choose another --model")
+        if self.scales and self.model == "cnn":
+            raise UsageError("--scales: the model cnn has one view", "choose another --model, or leave --scales out")
         check(0 <= self.ema < 1, "--ema", self.ema, "between 0 (off) and 1")
         check(self.patience >= 0, "--patience", self.patience, "0 (never) or more")
         check(0 <= self.cache_mb <= 1 << 20, "--cache", self.cache_mb, "between 0 and 1,048,576 MiB")
@@ -166,6 +168,8 @@ class TrainConfig:
             raise UsageError(f"--zoom on does not go with {hindrance}", f"leave out {hindrance}")
         check(self.threads is None or 1 <= self.threads <= 1024, "--threads", self.threads, "between 1 and 1024")
         check_seed(self.seed)
+        if self.resume and self.run is None and not self.dry_run:
+            raise UsageError("--resume: which run?", "name it: --run RUN")
         check(self.save_every >= 0, "--save-every", self.save_every, "0 (each epoch) or more")
         check_preset(self.model)
         if self.layers and self.model == "cnn":

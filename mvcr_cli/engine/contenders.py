@@ -158,7 +158,7 @@ class EagerContender:
 
     def train(self) -> None:
         assert self.session is not None
-        # At progress 0 the learning rate is 0: the arithmetic is the same, and random labels spoil nothing.
+        # At progress 0 the learning rate is next to 0: the arithmetic is the same, and random labels spoil nothing.
         self.session.step(self.batch, 0, 0.0)
 
     @classmethod

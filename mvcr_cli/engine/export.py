@@ -80,7 +80,9 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
     folder = run_directory(weights)
     if config.run is None:
         say(f"run: {display_name(folder or weights)}")
-    target = config.out or (folder or weights.parent) / f"{(folder or weights).stem}{SUFFIXES[config.format]}"
+    target = (
+        config.out or (folder or weights.parent) / f"{folder.name if folder else weights.stem}{SUFFIXES[config.format]}"
+    )
     _refuse_existing((target,), config)
     if not target.parent.is_dir():
         raise CannotCreate(f"there is no folder {display_name(target.parent)}", "make it, or choose another --out")

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mvcr_cli.models.scale_set import sureness
 
+BALANCED = 5  # times as many pictures in the largest class as in the smallest
+
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     """Labels as distributions, with `smoothing` spread evenly. Shape: (N,) -> (N, K)."""
@@ -61,12 +63,12 @@ def unsure_loss(logits: Tensor) -> Tensor:
     return -logits.float().log_softmax(-1).mean() - math.log(logits.shape[-1])
 
 
-def class_weights(counts: list[int], balance: str, limit: float = 5.0) -> Tensor | None:
+def class_weights(counts: list[int], balance: str) -> Tensor | None:
     """Weights proportional to 1 / sqrt(count), with mean 1 over the pictures; None where no balancing is wanted.
 
-    `auto` balances when the largest class has more than `limit` times the pictures of the smallest.
+    `auto` balances when the largest class has more than five times the pictures of the smallest.
     """
-    if balance == "none" or (balance == "auto" and max(counts) <= limit * min(counts)):
+    if balance == "none" or (balance == "auto" and max(counts) <= BALANCED * min(counts)):
         return None
     n = torch.tensor(counts, dtype=torch.float32)
     weights = n.clamp(min=1).rsqrt()  # a class may have all its pictures in validation

@@ -125,7 +125,7 @@ class Trainer:
         self.step, self.best, self.best_epoch = meta["step"], meta["best"], meta["best_epoch"]
         self.pending, self.clock.before = meta["pending"], meta["elapsed"]
         self.records = self.run.read_metrics(meta["records"])
-        self.losses = [tensors["losses"]] if "losses" in tensors else []
+        self.losses = [tensors["losses"].to(self.session.device)] if "losses" in tensors else []
         self.say(f"resumed at step {self.step}")
 
     def epochs(self, track: Track, stop: Stop) -> Iterator[EpochReport]:

@@ -15,6 +15,7 @@ Sources: gated attention, Ilse et al. 2018 (arXiv 1802.04712); selection by the 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Self
 
@@ -32,11 +33,11 @@ SCORER_WIDTHS = (12, 16)  # the cost of searching a picture goes with them
 class GatedAttention(nn.Module):
     """One logit a tile. Shape: (N, T, C) -> (N, T)."""
 
-    def __init__(self, channels: int, width: int = ATTENTION_WIDTH) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.value = nn.Linear(channels, width)
-        self.gate = nn.Linear(channels, width)
-        self.score = nn.Linear(width, 1)
+        self.value = nn.Linear(channels, ATTENTION_WIDTH)
+        self.gate = nn.Linear(channels, ATTENTION_WIDTH)
+        self.score = nn.Linear(ATTENTION_WIDTH, 1)
         nn.init.zeros_(self.score.weight)  # every tile counts the same at first
         nn.init.zeros_(self.score.bias)
 
@@ -59,8 +60,9 @@ class TileScorer(nn.Module):
     REACH = 17
     STRIDE = 4
 
-    def __init__(self, widths: tuple[int, int] = SCORER_WIDTHS) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        widths = SCORER_WIDTHS
         self.conv1, self.bn1 = nn.Conv2d(3, widths[0], 5, 2, bias=False), nn.BatchNorm2d(widths[0])
         self.conv2, self.bn2 = nn.Conv2d(widths[0], widths[1], 3, 2, bias=False), nn.BatchNorm2d(widths[1])
         self.conv3, self.bn3 = nn.Conv2d(widths[1], widths[1], 3, bias=False), nn.BatchNorm2d(widths[1])
@@ -130,8 +132,10 @@ class ZoomResNet(MultiScaleResNet):
         self.lessons += 1
 
     def learned_proposal(self) -> TileScorer | None:
-        """What finds tiles beside SIFT's detector and the grid; None before it has learned."""
-        return self.finder if int(self.lessons) else None
+        """What finds tiles beside SIFT's detector and the grid, on the CPU, where pictures are; None before it has learned."""
+        if not int(self.lessons):
+            return None
+        return copy.deepcopy(self.finder).cpu()
 
     def rank(self, tiles: Tensor, prior: Tensor) -> Tensor:
         """How promising the candidates of one picture are. Shape: (C, 3, s, s), (C,) -> (C,)."""
