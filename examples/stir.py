@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--evals", nargs="+", type=int, default=[1, 2, 3, 4], choices=list(RANGES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument(
-        "--epochs", type=int, default=30, help="of eval 1-3; eval 4 has three times the pictures and a third"
+        "--epochs", type=int, default=60, help="of eval 1-3; eval 4 has three times the pictures and a third"
     )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--every", type=int, default=1, help="test on every n-th size only")
