@@ -152,7 +152,7 @@ class TrainConfig:
         check(0 <= self.unsure <= 10, "--unsure", self.unsure, "between 0 (off) and 10")
         if self.unsure and self.model == "cnn":
             raise UsageError("--unsure: the model cnn has no views to doubt", "choose another --model")
-        if self.scales and self.model == "cnn":
+        if self.scales not in (None, (1.0,)) and self.model == "cnn":
             raise UsageError("--scales: the model cnn has one view", "choose another --model, or leave --scales out")
         check(0 <= self.ema < 1, "--ema", self.ema, "between 0 (off) and 1")
         check(self.patience >= 0, "--patience", self.patience, "0 (never) or more")

@@ -197,7 +197,7 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
         if None in (config.model, config.imgsz, config.scales, config.batch, config.lr, config.threads):
             raise TypeError("a setting is missing")
     except UsageError as error:
-        text = f"{display_name(run.path)} cannot go on with these settings: {error.message}"
+        text = f"{display_name(run.path)} cannot go on with these settings: {display_name(error.message)}"
         raise ConfigMismatch(text, "resume with the same settings, or start a new run") from error
     except TypeError as error:
         raise _no_record(run) from error
