@@ -7,12 +7,13 @@ from collections.abc import Iterable
 
 from mvcr_cli.config.constants import PRESET_NAMES
 from mvcr_cli.errors import UsageError
+from mvcr_cli.paths import display_name
 
 
 def check(good: bool, name: str, value: object, range_: str) -> None:
     if not good:
         shown = ", ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else value
-        raise UsageError(f"{name} is {shown}: out of range", f"it must be {range_}")
+        raise UsageError(f"{name} is {display_name(str(shown))}: out of range", f"it must be {range_}")
 
 
 def check_preset(name: str | None) -> None:
