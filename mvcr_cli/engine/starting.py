@@ -44,7 +44,8 @@ class Start:
     def restored(cls, stored: dict[str, Any]) -> Start:
         """What `to_dict` gave. Raises: KeyError, TypeError for anything else."""
         source, pretrained, stem = stored["source"], stored["pretrained"], stored["stem"]
-        return cls(str(source), bool(pretrained), stem, new_parts=tuple(map(str, stored["new_parts"])))
+        new_parts = stored["new_parts"] if pretrained else ()
+        return cls(str(source), bool(pretrained), stem, new_parts=tuple(map(str, new_parts)))
 
     @classmethod
     def of_file(cls, source: str, path: Path) -> Start:
