@@ -12,41 +12,19 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TypeVar
-from urllib.parse import urlsplit
+from typing import IO
 
 from mvcr_cli.config import check_preset
 from mvcr_cli.errors import MvcrError, NotPermitted, Unavailable, UsageError, WriteFailed
+from mvcr_cli.hub import OTHER_WEIGHTS, Pin, Source, address_of_hub, ask, fetch, is_exact, server, unavailable
 from mvcr_cli.paths import cache_dir, display_name, write_error, write_json
 
-CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 10.0  # for the whole first answer, name look-up included
-STALL_SECONDS = 10.0  # the longest silence inside a download
-SLOWEST_BYTES_PER_SECOND = 1000  # below this for STALL_SECONDS, a download counts as stalled
-TRIES = 3  # connections for one body; each goes on where the one before was cut, as long as that brings more
-
-_OTHER_WEIGHTS = "train from scratch with --weights none, or name a file with --weights PATH"
-_NO_DOWNLOAD = f"{_OTHER_WEIGHTS}, or set HF_ENDPOINT to a mirror of the hub that you can reach"
 _NO_CACHE = "set MVCR_HOME to a folder that you may write and that has space, or use --weights none"
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    repo: str
-    filename: str
-    revision: str
-
 
 # "main" and no digest in the source: the commit and the SHA-256 could not be looked up when this table was written, and
 # an invented pin would be worse than none. So the first download on a machine takes what the hub says over TLS and
@@ -59,17 +37,6 @@ SOURCES = {
     "resnet34": Source("timm/resnet34.a1_in1k", "model.safetensors", "main"),
     "resnet50": Source("timm/resnet50.a1_in1k", "model.safetensors", "main"),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pin:
-    """What the hub said at the first download: the commit (40 hex digits), the SHA-256 (64) and the size in bytes."""
-
-    repo: str
-    filename: str
-    revision: str
-    sha256: str
-    size: int
 
 
 def _silent(text: str) -> None:
@@ -99,23 +66,14 @@ def pretrained(model: str, *, offline: bool = False, say: Callable[[str], None] 
     if not fault:
         return path
     if offline or _is_on("MVCR_OFFLINE") or _is_on("HF_HUB_OFFLINE"):
-        hint = f"run it once without --offline, MVCR_OFFLINE and HF_HUB_OFFLINE; or {_OTHER_WEIGHTS}"
+        hint = f"run it once without --offline, MVCR_OFFLINE and HF_HUB_OFFLINE; or {OTHER_WEIGHTS}"
         raise Unavailable(f"the weights {source.repo} {fault}, and the network is off: {display_name(path)}", hint)
-    endpoint = _endpoint()
+    endpoint = address_of_hub()
     with _alone(path, say):
         pin = _read_pin(path, source)
         if _fault(path, pin):
             _renew(path, source, pin, endpoint, say)
     return path
-
-
-def cached(model: str) -> Path | None:
-    """The checked file of `model` when the cache has it; no network, nothing is written."""
-    source = SOURCES.get(model)
-    if source is None:
-        return None
-    path = _path(source)
-    return None if _fault(path, _read_pin(path, source)) else path
 
 
 def _path(source: Source) -> Path:
@@ -126,32 +84,13 @@ def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "on", "yes", "true")
 
 
-def _endpoint() -> str:
-    """The hub's address. Read at each call: `huggingface_hub` reads `HF_ENDPOINT` only once, when it is imported."""
-    address = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    try:
-        parts = urlsplit(address)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        hint = "write it like https://huggingface.co, or unset it"
-        raise UsageError(f"HF_ENDPOINT is {display_name(address)}: no web address", hint)
-    return address
-
-
 def _read_pin(path: Path, source: Source) -> Pin | None:
     try:
         pin = Pin(**json.loads(path.with_suffix(".json").read_bytes()))
-        good = (pin.repo, pin.filename) == (source.repo, source.filename) and _is_exact(pin)
+        good = (pin.repo, pin.filename) == (source.repo, source.filename) and is_exact(pin)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     return pin if good else None
-
-
-def _is_exact(pin: Pin) -> bool:
-    hexadecimal = re.fullmatch("[0-9a-f]{40}", pin.revision) and re.fullmatch("[0-9a-f]{64}", pin.sha256)
-    return bool(hexadecimal) and pin.size > 0
 
 
 def _fault(path: Path, pin: Pin | None) -> str:
@@ -205,7 +144,7 @@ def _cannot_write(path: Path, error: OSError, size: int = 0) -> MvcrError:
 
 def _renew(path: Path, source: Source, pin: Pin | None, endpoint: str, say: Callable[[str], None]) -> None:
     """Make `path` and its record agree with the hub; a file that does not is moved to `.damaged`."""
-    wanted = _ask(source, pin, endpoint)
+    wanted = ask(source, pin, endpoint)
     if os.path.lexists(path):
         fault = _fault(path, wanted)
         if not fault:
@@ -217,50 +156,8 @@ def _renew(path: Path, source: Source, pin: Pin | None, endpoint: str, say: Call
         except OSError as error:
             raise _cannot_write(path, error) from error
         say(f"the weights {source.repo} {fault}; moved to {display_name(aside)}")
-    say(f"downloading {source.repo} from {_server(endpoint)} ({wanted.size / 1e6:.1f} MB)")
+    say(f"downloading {source.repo} from {server(endpoint)} ({wanted.size / 1e6:.1f} MB)")
     _download(path, wanted, endpoint)
-
-
-def _ask(source: Source, pin: Pin | None, endpoint: str) -> Pin:
-    """What the hub has: at the pinned commit when there is a pin, else at the source's revision."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-
-    # Otherwise the user agent tells the torch version and the shell's tools, after one more request to learn which.
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-    revision = pin.revision if pin else source.revision
-    url = hf_hub_url(source.repo, source.filename, revision=revision, endpoint=endpoint)
-    try:
-        # Not `hf_hub_download`: when the server stalls, that one tries six times, a minute each.
-        answer = _within(
-            ANSWER_SECONDS, lambda: get_hf_file_metadata(url, token=False, timeout=CONNECT_SECONDS, endpoint=endpoint)
-        )
-    except Exception as error:
-        # httpx's errors, OSError, ValueError (proxy), ImportError (SOCKS), ssl.SSLError: each means "no weights".
-        raise _unavailable(source.repo, endpoint, _reason(error)) from error
-    found = Pin(repo=source.repo, filename=source.filename, revision=answer.commit_hash or "",
-                sha256=answer.etag or "", size=answer.size or 0)  # fmt: skip
-    if not _is_exact(found):
-        raise _unavailable(source.repo, endpoint, "it does not answer like a hub (a proxy or a login page?)")
-    if pin and pin.sha256 != found.sha256:
-        raise _unavailable(source.repo, endpoint, "it has other weights than at the first download")
-    return found
-
-
-def _within(seconds: float, ask: Callable[[], T]) -> T:
-    """The result of `ask`, or TimeoutError. A thread, because a name look-up has no time-out of its own."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(ask())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:g} seconds") from None
 
 
 def _download(path: Path, pin: Pin, endpoint: str) -> None:
@@ -270,12 +167,12 @@ def _download(path: Path, pin: Pin, endpoint: str) -> None:
         if shutil.disk_usage(path.parent).free < pin.size:
             raise WriteFailed(f"no space for {pin.size:,} bytes at {display_name(path)}", _NO_CACHE)
         with open(temporary, "xb") as file:
-            _fill(file, pin, endpoint)
+            fetch(file, pin, endpoint)
             file.flush()
             os.fsync(file.fileno())
         digest = _sha256(temporary)
         if digest != pin.sha256:
-            raise _unavailable(pin.repo, endpoint, f"it sent a file with SHA-256 {digest}, not {pin.sha256}")
+            raise unavailable(pin.repo, endpoint, f"it sent a file with SHA-256 {digest}, not {pin.sha256}")
         # The record first: a crash between the two leaves a record without a file, which is only "not in the cache".
         write_json(path.with_suffix(".json"), asdict(pin))
         os.replace(temporary, path)
@@ -284,67 +181,3 @@ def _download(path: Path, pin: Pin, endpoint: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def _fill(file: IO[bytes], pin: Pin, endpoint: str) -> None:
-    """Write the whole body to `file`, over several connections when they are cut but bring more each time."""
-    from huggingface_hub import hf_hub_url
-
-    url = hf_hub_url(pin.repo, pin.filename, revision=pin.revision, endpoint=endpoint)
-    for _ in range(TRIES):
-        before = file.tell()
-        reason = _receive(url, file, pin.size)
-        if file.tell() == pin.size:
-            return
-        if file.tell() <= before or file.tell() > pin.size:
-            break
-    raise _unavailable(pin.repo, endpoint, f"{reason}, after {file.tell():,} of {pin.size:,} bytes")
-
-
-def _receive(url: str, file: IO[bytes], size: int) -> str:
-    """Add what the server sends beyond the bytes that `file` has, and say why it ended."""
-    from huggingface_hub import get_session
-
-    headers = {"User-Agent": "mvcr", "Accept-Encoding": "identity"}
-    if file.tell():
-        headers["Range"] = f"bytes={file.tell()}-"
-    timeout = (CONNECT_SECONDS, STALL_SECONDS, STALL_SECONDS, CONNECT_SECONDS)  # connect, read, write, pool
-    try:
-        with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-            if response.status_code not in (200, 206):
-                return f"it answered {response.status_code}"
-            if response.status_code == 200:
-                file.seek(0)
-                file.truncate()
-            began, had = time.monotonic(), file.tell()
-            for chunk in response.iter_raw():
-                file.write(chunk)
-                if file.tell() > size:
-                    return "it sent too much"
-                if time.monotonic() - began > STALL_SECONDS:
-                    if file.tell() - had < SLOWEST_BYTES_PER_SECOND * STALL_SECONDS:
-                        return "it almost stopped sending"
-                    began, had = time.monotonic(), file.tell()
-    except OSError:
-        raise  # the disk: what a socket raises arrives as an error of the HTTP library, which is none
-    except Exception as error:
-        return _reason(error)
-    return "it ended the connection"
-
-
-def _reason(error: BaseException) -> str:
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"it answered {response.status_code}"
-    lines = str(error).strip().splitlines()
-    return display_name(lines[0] if lines else type(error).__name__)
-
-
-def _server(endpoint: str) -> str:
-    """The address without a user name and password, which people do put there."""
-    parts = urlsplit(endpoint)
-    return display_name(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
-
-
-def _unavailable(repo: str, endpoint: str, reason: str) -> Unavailable:
-    return Unavailable(f"the weights {repo} cannot be downloaded from {_server(endpoint)}: {reason}", _NO_DOWNLOAD)
