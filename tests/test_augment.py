@@ -130,6 +130,14 @@ def test_what_a_rotation_brings_in_is_filled(mode):
     assert any(tuple(corner) == FILL for corner in corners)
 
 
+@pytest.mark.parametrize("shape", [(640, 32), (32, 640)])
+def test_a_long_picture_that_is_stretched_and_sheared_shows_no_moire(shape):
+    stripes = Image.fromarray(np.broadcast_to(np.uint8([[0], [0], [255], [255]] * 160), (640, 32)).copy())
+    stripes = stripes if shape == stripes.size else stripes.transpose(Image.Transpose.TRANSPOSE)
+    inner = [run(stripes, neutral(shear=0.1), seed)[8:24, 8:24] for seed in range(5)]
+    assert all(abs(int(pixels.min()) - 127) < 20 and abs(int(pixels.max()) - 127) < 20 for pixels in inner)
+
+
 @pytest.mark.parametrize("change", [{}, {"shear": 0.3, "rotate": 30.0, "shift": 0.2}])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_padding_is_that_of_evaluation_whatever_happens_to_the_picture(mode, change):

@@ -76,10 +76,10 @@ def _framed(image: Image.Image, size: int, centre: Point, half: Point,
 
 def _affine(image: Image.Image, size: int, centre: Point, half: Point, linear: Matrix,
             colour: Colour) -> tuple[Image.Image, Image.Image]:  # fmt: skip
-    """The same box under a linear map; a larger source is shrunk first, so that the map never skips pixels."""
-    shrink = min(1.0, size / (2 * min(half)))
-    if shrink < 1:
-        target = max(1, round(image.width * shrink)), max(1, round(image.height * shrink))
+    """The same box under a linear map; each side of a larger source is shrunk first, so that the map never skips pixels."""
+    shrink_x, shrink_y = (min(1.0, size / (2 * side)) for side in half)
+    if min(shrink_x, shrink_y) < 1:
+        target = max(1, round(image.width * shrink_x)), max(1, round(image.height * shrink_y))
         rate_x, rate_y = target[0] / image.width, target[1] / image.height
         image = image.resize(target, Image.Resampling.BILINEAR)
         centre, half = (centre[0] * rate_x, centre[1] * rate_y), (half[0] * rate_x, half[1] * rate_y)
