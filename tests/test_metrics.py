@@ -58,8 +58,8 @@ def test_probability_scores_are_those_of_scikit_learn(n, classes, seed, dtype):
     for k in (1, 2, 5):
         if k < classes and classes > 2:
             theirs = reference.top_k_accuracy_score(labels, probabilities, k=k, labels=everything)
-            assert metrics.topk_accuracy(probabilities, labels, k) == pytest.approx(theirs)
-    assert metrics.topk_accuracy(probabilities, labels, classes) == 1.0
+            assert metrics.topk_right(probabilities, labels, k) / n == pytest.approx(theirs)
+    assert metrics.topk_right(probabilities, labels, classes) == n
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -130,11 +130,11 @@ def test_auroc_of_ties_is_a_coin_and_of_order_is_certain():
 def test_top_1_is_argmax_also_among_ties():
     probabilities, labels = scored(500, 5, 7, ties=True)
     probabilities[:50] = 0.2
-    share = np.mean(probabilities.argmax(axis=1) == labels)
-    assert metrics.topk_accuracy(probabilities, labels, 1) == pytest.approx(share)
-    series = [metrics.topk_accuracy(probabilities, labels, k) for k in range(7)]
-    assert series[0] == 0.0
-    assert series[5] == series[6] == 1.0
+    right = np.sum(probabilities.argmax(axis=1) == labels)
+    assert metrics.topk_right(probabilities, labels, 1) == right
+    series = [metrics.topk_right(probabilities, labels, k) for k in range(7)]
+    assert series[0] == 0
+    assert series[5] == series[6] == 500
     assert series == sorted(series)
 
 

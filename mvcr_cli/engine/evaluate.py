@@ -42,6 +42,7 @@ from mvcr_cli.engine.metrics import (
     confusion_matrix,
     log_loss,
     macro_f1,
+    topk_right,
     wilson,
 )
 from mvcr_cli.engine.rundir import RunDirectory
@@ -194,14 +195,12 @@ def summarise(*, run: str, data: str, labels: NDArray[np.int64], probabilities: 
     """The report of one evaluation, from labels and probabilities alone."""
     predicted = probabilities.argmax(1)
     confusion = confusion_matrix(labels, predicted, len(classes))
-    ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-    in_top5 = int((ranked == labels[:, None]).any(1).sum())
     return EvalReport(
         run=run,
         data=data,
         images=len(labels),
-        top1=wilson(int((predicted == labels).sum()), len(labels)),
-        top5=wilson(in_top5, len(labels)) if len(classes) > 5 else None,
+        top1=wilson(topk_right(probabilities, labels, 1), len(labels)),
+        top5=wilson(topk_right(probabilities, labels, 5), len(labels)) if len(classes) > 5 else None,
         balanced_accuracy=balanced_accuracy(confusion),
         macro_f1=macro_f1(confusion),
         auroc=auroc(probabilities, labels),

@@ -72,12 +72,12 @@ def macro_f1(confusion: Integers) -> float:
     return float(np.mean(2 * confusion.diagonal()[present] / both))
 
 
-def topk_accuracy(probabilities: Floats, labels: Integers, k: int) -> float:
-    """Share of pictures whose class is among the k most probable; of equal ones the lower number comes first."""
+def topk_right(probabilities: Floats, labels: Integers, k: int) -> int:
+    """Number of pictures whose class is among the k most probable; of equal ones the lower number comes first."""
     own = _own(probabilities, labels)[:, None]
     numbers = np.arange(probabilities.shape[1])
     before = (probabilities > own) | ((probabilities == own) & (numbers < labels[:, None]))  # (N, K)
-    return float(np.mean(before.sum(axis=1) < k))
+    return int((before.sum(axis=1) < k).sum())
 
 
 def calibration_error(probabilities: Floats, labels: Integers, bins: int = 15) -> float:
