@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mvcr_cli import cli
 from mvcr_cli.cli import output, tables
@@ -37,6 +38,7 @@ from mvcr_cli.config import (
     TrainConfig,
 )
 from mvcr_cli.records import (
+    BenchmarkRow,
     ClassReport,
     Difference,
     EpochReport,
@@ -97,6 +99,23 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
         monkeypatch.setitem(sys.modules, f"mvcr_cli.engine.{name}", module)
 
     return place
+
+
+def test_a_benchmark_table_keeps_one_line_a_row_in_80_columns() -> None:
+    rows = [
+        BenchmarkRow(
+            model="resnet10n", views=views, backend="onnxruntime", device="cpu", precision="fp32", size_px=224, batch=64,
+            parameters=25_557_032, mac=14_089_000_000, forward_p50_ms=12345.6, forward_p95_ms=12345.6,
+            forward_images_per_second=1234.5, train_p50_ms=200.0, train_images_per_second=123.4,
+            peak_memory_mb=1234.0, relative_time=12.34,
+        )
+        for views in ("all", "auto")
+    ]  # fmt: skip
+    console = Console(width=80, file=io.StringIO())
+    console.print(tables.benchmark(rows))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert [line.split()[:2] for line in lines if "12,346" in line] == [["resnet10n", "all"], ["resnet10n", "auto"]]
 
 
 def prediction(path: str, label: str = "cat") -> Prediction:

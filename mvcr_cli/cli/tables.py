@@ -251,20 +251,22 @@ def _circumstances(row: BenchmarkRow) -> tuple[int, int, str, str]:
 
 
 def _benchmark_table(rows: Iterable[BenchmarkRow]) -> Table:
-    table = _table("model", "views", "M params", "G mac", "p50 ms", "p95 ms", "images/s", "train /s", "MB", "x ResNet")
+    table = _table(
+        "model", "views", "M\nparams", "G mac", "p50 ms", "p95 ms", "img/s", "train\nimg/s", "MB", "x ResNet"
+    )
     table.box, table.show_edge, table.pad_edge, table.padding = SIMPLE, False, False, (0, 1, 0, 0)
     for row in rows:
         numbers = (
-            f"{row.parameters / 1e6:.2f}", f"{row.mac / 1e9:.3f}", f"{row.forward_p50_ms:.1f}",
-            f"{row.forward_p95_ms:.1f}", _speed(row.forward_images_per_second),
-            "–" if row.train_images_per_second is None else _speed(row.train_images_per_second),
+            f"{row.parameters / 1e6:.2f}", f"{row.mac / 1e9:.3f}", _short(row.forward_p50_ms),
+            _short(row.forward_p95_ms), _short(row.forward_images_per_second),
+            "–" if row.train_images_per_second is None else _short(row.train_images_per_second),
             f"{row.peak_memory_mb:,.0f}", "–" if row.relative_time is None else f"{row.relative_time:.2f}",
         )  # fmt: skip
         table.add_row(_name(row.model), Text(row.views), *map(Text, numbers))
     return table
 
 
-def _speed(value: float) -> str:
+def _short(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 

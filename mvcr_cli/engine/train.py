@@ -232,7 +232,7 @@ class Trainer:
         assert self.config.lr is not None
         return EpochReport(
             epoch=epoch,
-            epochs=self.config.epochs if self.config.seconds is None else self._planned_epochs(progress),
+            epochs=self.config.epochs if self.config.seconds is None else self._planned_epochs(epoch, progress),
             step=self.step,
             size_px=size or self.feed.size(self.step - 1),
             lr=self.config.lr * lr_factor(progress, self.config.warmup),
@@ -249,8 +249,8 @@ class Trainer:
     def _train_loss(self) -> float:
         return float(torch.cat([loss.reshape(-1) for loss in self.losses]).mean()) if self.losses else 0.0
 
-    def _planned_epochs(self, progress: float) -> int | None:
-        return max(1, round(self.step / self.per_epoch / progress)) if progress > 0 else None
+    def _planned_epochs(self, epoch: int, progress: float) -> int | None:
+        return max(epoch, round(self.step / self.per_epoch / progress)) if progress > 0 else None
 
     def _save(self) -> None:
         tensors = self.session.state()
