@@ -1,8 +1,7 @@
 """A foreign ONNX file is parsed and run here, in a process of its own that may use little and write nothing.
 
-`engine/onnx_predictor.py` starts `python -P -m mvcr_cli.onnx_worker` and talks to it through two pipes. A message is a
-length of eight bytes and that many bytes. The first one from there is the file; then, for each run, what the inputs are
-and one message for each. An answer begins with `+` and the result, or with `-` and why there is none.
+`engine/onnx_predictor.py` starts it, as `mvcr_cli.confined` tells. The first message is the file; then, for each run, what the
+inputs are and one message for each.
 
 Nothing of torch is loaded here: the process starts fast and its memory can be bounded.
 """
@@ -14,8 +13,9 @@ import json
 import math
 import os
 import sys
-import time
-from typing import IO, Any
+from typing import Any
+
+from mvcr_cli.confined import Refused, allow_processor_time, confine, receive, refuse, send, streams
 
 SECONDS = 60  # for the file, and for each picture
 LEAST_MEMORY = 2 << 30
@@ -23,31 +23,10 @@ LONGEST_ANSWER = 64 << 20
 _NUMBERS = {"float32": "<f4", "float64": "<f8", "int64": "<i8"}
 
 
-class Refused(Exception):
-    """Why a file is not run, and the way out."""
-
-
-def send(stream: IO[bytes], *messages: bytes | memoryview) -> None:
-    for message in messages:
-        stream.write(len(message).to_bytes(8, "little"))
-        stream.write(message)
-    stream.flush()
-
-
-def receive(stream: IO[bytes], limit: int) -> bytes | None:
-    """The next message; None at the end of the stream, or when it is longer than `limit` bytes."""
-    head = stream.read(8)
-    length = int.from_bytes(head, "little")
-    if len(head) < 8 or length > limit:
-        return None
-    message = stream.read(length)
-    return message if len(message) == length else None
-
-
 def main() -> None:
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    _confine()
+    requests, answers = streams()
+    confine(_memory())
+    _allow_seconds()
     raw = receive(requests, sys.maxsize)
     if raw is None:
         return
@@ -55,44 +34,29 @@ def main() -> None:
         facts = inspect(raw)
         session = _session(raw)
     except Refused as refused:
-        send(answers, b"-" + json.dumps(refused.args).encode())
+        refuse(answers, refused)
         return
     del raw
     send(answers, b"+" + json.dumps(facts).encode())
     while (described := receive(requests, 1000)) is not None:
         inputs = {name: (kind, shape, receive(requests, sys.maxsize))
                   for name, (kind, shape) in json.loads(described).items()}  # fmt: skip
-        _allow_processor_time()
+        _allow_seconds()
         try:
             send(answers, b"+" + _run(session, inputs))
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            send(answers, b"-" + json.dumps([f"cannot judge a picture: {str(error)[:200]}", ""]).encode())
+            refuse(answers, Refused(f"cannot judge a picture: {str(error)[:200]}"))
 
 
-def _confine() -> None:
-    """No files, no core dump, and half of the machine's memory at most; where the system can do that."""
-    try:
-        import resource
-    except ImportError:
-        return
-    memory = LEAST_MEMORY
+def _memory() -> int:
+    """Half of the machine's."""
     with contextlib.suppress(ValueError, OSError):
-        memory = max(memory, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    # RLIMIT_DATA, because address space that is only reserved, as for the stacks of many threads, costs nothing.
-    for kind, limit in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        hard = resource.getrlimit(kind)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (limit, limit))
-    _allow_processor_time()
+        return max(LEAST_MEMORY, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return LEAST_MEMORY
 
 
-def _allow_processor_time() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        until = math.ceil(time.process_time() + SECONDS * (os.cpu_count() or 1))
-        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+def _allow_seconds() -> None:
+    allow_processor_time(SECONDS * (os.cpu_count() or 1))
 
 
 def inspect(raw: bytes) -> Any:
@@ -107,12 +71,12 @@ def inspect(raw: bytes) -> Any:
     except Exception as error:  # protobuf's DecodeError and others
         raise Refused("is no ONNX file", "export a run with: mvcr export") from error
     if model.training_info or model.functions:
-        raise Refused("holds functions or training graphs of its own, which mvcr never exports", "")
+        raise Refused("holds functions or training graphs of its own, which mvcr never exports")
     if any(t.data_location == onnx.TensorProto.EXTERNAL or t.external_data for t in _tensors(model.graph)):
         raise Refused("keeps its weights in other files", "only self-contained ONNX files are opened")
     domains = {entry.domain for entry in model.opset_import} | {node.domain for node in _nodes(model.graph)}
     if foreign := domains - {"", "ai.onnx"}:
-        raise Refused(f"needs foreign operators: {', '.join(sorted(foreign))[:200]}", "")
+        raise Refused(f"needs foreign operators: {', '.join(sorted(foreign))[:200]}")
     try:
         return json.loads({prop.key: prop.value for prop in model.metadata_props}["mvcr"])
     except (KeyError, ValueError, RecursionError) as error:
@@ -152,7 +116,7 @@ def _session(raw: bytes) -> Any:
     try:
         return onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise Refused(f"cannot be run: {str(error)[:200]}", "") from error
+        raise Refused(f"cannot be run: {str(error)[:200]}") from error
 
 
 def _run(session: Any, inputs: dict[str, tuple[str, list[int], bytes | None]]) -> bytes:

@@ -6,14 +6,7 @@ A file may come from a stranger, and parser and runtime are native code. So both
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import weakref
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,18 +16,12 @@ from numpy.typing import NDArray
 
 from mvcr_cli import onnx_worker
 from mvcr_cli.checkpoint import check_classes, read_bytes
+from mvcr_cli.confined import Confined
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.errors import CheckpointError, ConfigMismatch, UsageError
 from mvcr_cli.paths import display_name
-
-# All that the other process gets to know of this one's environment.
-_ENVIRONMENT = frozenset(
-    {"PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
-)
-
-ENDING_SECONDS = 1.0  # for a process that has closed its pipes
 
 if TYPE_CHECKING:
     from mvcr_cli.engine.predict import Predictor
@@ -108,8 +95,8 @@ def as_probabilities(rows: NDArray[np.generic], classes: int, shown: str) -> NDA
     return row
 
 
-class Worker:
-    """The process that runs one file; it ends with this object, or with this process.
+class Worker(Confined):
+    """The process that runs one file.
 
     Attributes: `facts`, the metadata that the file was exported with.
 
@@ -117,19 +104,9 @@ class Worker:
     """
 
     def __init__(self, raw: bytes, shown: str) -> None:
-        self.shown, self._lock = shown, threading.Lock()  # reader threads may ask for the learned proposal
-        self._failure: str | None = None
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        # The same packages as here, and never the current folder.
-        environment["PYTHONPATH"] = os.pathsep.join(folder for folder in sys.path if os.path.isabs(folder))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-B", "-m", onnx_worker.__name__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=os.sep,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends that one
-        )  # fmt: skip
-        self._ended = weakref.finalize(self, _end, self._process)
+        super().__init__(onnx_worker, shown)
         try:
-            self.facts: Any = json.loads(self._ask(raw))
+            self.facts: Any = json.loads(self.ask(raw))
         except (ValueError, RecursionError) as error:
             raise self.refusal() from error
 
@@ -140,8 +117,7 @@ class Worker:
         """
         arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         described = {name: [array.dtype.name, array.shape] for name, array in arrays.items()}
-        with self._lock:
-            answer = self._ask(json.dumps(described).encode(), *map(_bytes, arrays.values()))
+        answer = self.ask(json.dumps(described).encode(), *map(_bytes, arrays.values()))
         try:
             outputs = onnx_worker.unpack(answer)[:count]
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
@@ -154,65 +130,7 @@ class Worker:
         """For answers that an exported file never gives."""
         return CheckpointError(f"{self.shown} does not give what an exported file gives")
 
-    def _ask(self, *messages: bytes | memoryview) -> bytes:
-        """The answer to one request."""
-        if self._failure is not None:  # at a request of another thread
-            raise CheckpointError(self._failure)
-        late, process = threading.Event(), self._process
-
-        def stop() -> None:  # does not know this object, whose end is the end of the process
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(onnx_worker.SECONDS, stop)
-        timer.start()
-        try:
-            assert self._process.stdin is not None and self._process.stdout is not None
-            onnx_worker.send(self._process.stdin, *messages)
-            answer = onnx_worker.receive(self._process.stdout, onnx_worker.LONGEST_ANSWER)
-        except OSError:  # it ended before it had read everything
-            answer = None
-        finally:
-            timer.cancel()
-        if answer is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it may be alive, with more to say than is allowed
-                process.wait(ENDING_SECONDS)
-            code = process.returncode
-            self._ended()
-            self._failure = f"{self.shown} {_reason(late.is_set(), code)}"
-            raise CheckpointError(self._failure)
-        if not answer.startswith(b"+"):
-            raise CheckpointError(*_refusal(self.shown, answer[1:]))
-        return answer[1:]
-
 
 def _bytes(array: NDArray[np.generic]) -> memoryview:
     """The numbers of an array, also where there are none."""
     return array.reshape(-1).view(np.uint8).data
-
-
-def _reason(late: bool, code: int | None) -> str:
-    if late:
-        return f"takes longer than {onnx_worker.SECONDS} s; it was stopped"
-    if code is None:
-        return f"gives more than the {onnx_worker.LONGEST_ANSWER >> 20} MiB that an answer may have"
-    if code < 0:
-        return f"took down the process that runs it: {signal.Signals(-code).name}"
-    return "took down the process that runs it"
-
-
-def _refusal(shown: str, answer: bytes) -> tuple[str, str]:
-    try:
-        message, hint = json.loads(answer)
-    except (ValueError, TypeError, RecursionError):
-        message, hint = "cannot be run", ""
-    return f"{shown} {display_name(str(message))}", display_name(str(hint))
-
-
-def _end(process: subprocess.Popen[Any]) -> None:
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):  # what was still to be written
-                stream.close()
-    process.kill()
-    process.wait()

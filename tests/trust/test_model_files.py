@@ -205,7 +205,7 @@ FORBIDDEN_CALLS = {
     "shelve.open", "marshal.loads", "runpy.run_path", "pd.read_pickle",
 }  # fmt: skip
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "runpy"}
-STARTS_PROGRAMS = {"mvcr_cli/engine/onnx_predictor.py"}
+STARTS_PROGRAMS = {"mvcr_cli/confined.py"}
 IMPORTS_ITS_OWN_NAMES = {"mvcr_cli/__init__.py"}  # from a table in its source
 
 
