@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import stat
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -38,11 +39,6 @@ MAX_HEADER = 100 << 20
 MAX_FILE = 4 << 30  # several times the state of the largest network
 _KEY = "mvcr"
 _NO_DIGEST = b"0" * 64
-# For files that may hold code. mvcr never opens them; whoever trusts one can convert it once, outside.
-_CONVERT = (
-    'if you trust it, convert it once: python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous()'
-    ".clone() for k, v in torch.load('IN.pt', weights_only=True).items()}, 'OUT.safetensors')\""
-)
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
 _DIGEST_AT = slice(35, 99)  # in the file, behind the header's length and `{"__metadata__":{"sha256":"`
@@ -142,7 +138,7 @@ def unpack(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises: CheckpointError when the bytes are not what they claim.
     """
     shown = display_name(path.name)
-    described = _read_header(raw, shown).get("__metadata__", {})
+    described = _read_header(raw, path).get("__metadata__", {})
     meta: dict[str, Any] = {}
     if _KEY in described or "sha256" in described:
         if _digest(raw[: _DIGEST_AT.stop], memoryview(raw)[_DIGEST_AT.stop :]) != raw[_DIGEST_AT]:
@@ -183,13 +179,15 @@ def read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{display_name(path)} cannot be read: {error.strerror}") from error
 
 
-def _read_header(raw: bytes, shown: str) -> dict[str, Any]:
+def _read_header(raw: bytes, path: Path) -> dict[str, Any]:
+    shown = display_name(path.name)
     length = struct.unpack("<Q", raw[:8])[0] if len(raw) >= 8 else len(raw)
     if length > min(MAX_HEADER, len(raw) - 8):
         # Only now: the length of a good header may begin with the same two bytes.
-        if raw[:2] in _PICKLES or PurePath(shown).suffix.lower() in _PICKLE_SUFFIXES:
+        if raw[:2] in _PICKLES or path.suffix.lower() in _PICKLE_SUFFIXES:
             raise CheckpointError(
-                f"{shown} is no safetensors file but a pickle, which can run code when it is opened", _CONVERT
+                f"{shown} is no safetensors file but a pickle, which can run code when it is opened",
+                f"make weights of it for mvcr train: mvcr export --from-torch {shlex.quote(display_name(path))}",
             )
         raise CheckpointError(f"{shown} is no safetensors file, or it was cut short", "use another copy")
     header = _parse(raw[8 : 8 + length], shown)
@@ -246,10 +244,11 @@ def _check_tensors(tensors: dict[str, Tensor], config: ModelConfig, shown: str) 
                 f"{shown}: {name} is {tuple(tensor.shape)} {tensor.dtype}, the network needs "
                 f"{tuple(want.shape)} {want.dtype}"
             )
-        _check_numbers(name, tensor, shown)
+        check_numbers(name, tensor, shown)
 
 
-def _check_numbers(name: str, tensor: Tensor, shown: str) -> None:
+def check_numbers(name: str, tensor: Tensor, shown: str) -> None:
+    """Raises: CheckpointError for values that are not finite, and for negative variances."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{shown}: {display_name(name)} holds numbers that are not finite")
     if name.endswith("running_var") and bool((tensor < 0).any()):
@@ -269,7 +268,7 @@ def load_named(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     tensors, meta = unpack(read_bytes(path), path)
     shown = display_name(path.name)
     for name, tensor in tensors.items():
-        _check_numbers(name, tensor, shown)
+        check_numbers(name, tensor, shown)
     names = meta.get("classes")
     classes = check_classes(names, len(names), shown) if isinstance(names, list) else ()
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, classes

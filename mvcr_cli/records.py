@@ -255,6 +255,17 @@ class ExportReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionReport:
+    """A torch file as bare weights. There is no network to check them against; their numbers are finite."""
+
+    source: str
+    file: str
+    format: str
+    megabytes: float
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkRow:
     """Speed of one model at one input. Milliseconds are a batch; `mac` are multiply-accumulates a picture."""
 
@@ -299,6 +310,7 @@ _NAMES = {
     ImageResult: "image",
     ScaleCurveReport: "scale_curve",
     ExportReport: "export",
+    ConversionReport: "conversion",
     BenchmarkRow: "benchmark",
     LoaderReport: "loader",
 }

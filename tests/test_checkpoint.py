@@ -230,8 +230,9 @@ def test_pickles_are_refused_and_never_run(tmp_path, name, form):
     else:
         torch.save({"model": Evil(marker)}, path, _use_new_zipfile_serialization=form == "zip")
     for read in (Checkpoint.load, load_bare):
-        with pytest.raises(CheckpointError, match="pickle"):
+        with pytest.raises(CheckpointError, match="pickle") as caught:
             read(path)
+        assert caught.value.hint.endswith(f"mvcr export --from-torch {path}")
     assert not marker.exists()
 
 

@@ -19,7 +19,10 @@ from mvcr_cli.records import BenchmarkRow, ExportReport, Label, Prediction, Prob
 LONG = "x" * 5000
 ENGINES = (
     "mvcr_cli.engine",
-    *(f"mvcr_cli.engine.{name}" for name in ("train", "evaluate", "scale_curve", "predict", "export", "benchmark")),
+    *(
+        f"mvcr_cli.engine.{name}"
+        for name in ("train", "evaluate", "scale_curve", "predict", "export", "convert", "benchmark")
+    ),
 )
 PREDICTION = Prediction(
     path="a.jpg", label="cat", probability=0.9, topk=(Label(label="cat", probability=0.9),), width=4, height=3
@@ -125,6 +128,13 @@ REFUSED = [
     "export --format pickle",
     "export --images 0",
     "export --tolerance nan",
+    "export --from-torch",
+    "export --from-torch x.pt --run runs/a",
+    "export --from-torch x.pt --format onnx",
+    "export --from-torch x.pt --format torch",
+    "export --from-torch x.pt --views 1",
+    "export --from-torch x.pt --images 8",
+    "export --from-torch x.pt --tolerance 0.1",
     "benchmark mvcr99",
     "benchmark --imgsz 32,auto",
     "benchmark --imgsz 4",
@@ -141,6 +151,7 @@ EMPTY = [
     ("eval", "--scales", ""),
     ("eval", "--scales", "1/2,1", "--against", ""),
     ("predict", ""),
+    ("export", "--from-torch", ""),
     ("benchmark", ""),
 ]
 

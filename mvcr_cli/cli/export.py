@@ -5,13 +5,14 @@ from __future__ import annotations
 import typer
 
 from mvcr_cli.cli import options as o
-from mvcr_cli.cli.session import config_of, session_of
+from mvcr_cli.cli.session import config_of, session_of, was_given
 from mvcr_cli.config import ExportConfig
 
 
 def export(
     ctx: typer.Context,
     run: o.Run = ExportConfig.run,
+    from_torch: o.FromTorch = ExportConfig.from_torch,
     format: o.ExportFormat = ExportConfig.format,  # noqa: A002
     views: o.Views = ExportConfig.views,
     out: o.ExportOut = ExportConfig.out,
@@ -20,8 +21,13 @@ def export(
     overwrite: o.Overwrite = ExportConfig.overwrite,
     json: o.Json = False,
 ) -> None:
-    """Write a run as one file, checked against the run."""
-    config = config_of(ExportConfig, ctx)
+    """Write a run as one file, checked against the run; or convert a torch file to weights for training."""
+    # --format has a default for runs; a torch file has one format.
+    only = {} if from_torch is None or was_given(ctx, "format") else {"format": "safetensors"}
+    config = config_of(ExportConfig, ctx, **only)
+    if config.from_torch is not None:
+        _convert(ctx, config, json)
+        return
     output = session_of(ctx).output
     from mvcr_cli.cli import tables
     from mvcr_cli.engine.export import export as run_export
@@ -31,3 +37,15 @@ def export(
         output.emit(report)
     else:
         output.write(tables.export(report))
+
+
+def _convert(ctx: typer.Context, config: ExportConfig, json: bool) -> None:
+    output = session_of(ctx).output
+    from mvcr_cli.cli import tables
+    from mvcr_cli.engine.convert import convert
+
+    report = convert(config)
+    if json:
+        output.emit(report)
+    else:
+        output.write(tables.conversion(report))

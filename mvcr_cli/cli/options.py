@@ -254,11 +254,18 @@ JsonLines = Annotated[
 ]
 
 # mvcr export
+FromTorch = Annotated[
+    Path | None,
+    _file("--from-torch", parser=partial(_path, "--from-torch"),
+          help="Instead of a run, a torch file (.pt, .pth) to convert to safetensors for train --weights: tensors by name,"
+               " read in a confined process."),
+]  # fmt: skip
 ExportFormat = Annotated[config.ExportFormat, typer.Option("--format", help="What to write.")]
 ExportOut = Annotated[
     Path | None,
-    _file("--out", parser=partial(_path, "--out"), help="File to write; beside the run's weights when left out."),
-]
+    _file("--out", parser=partial(_path, "--out"),
+          help="File to write; beside the run's weights when left out, or in the current folder with --from-torch."),
+]  # fmt: skip
 Images = Annotated[int, typer.Option("--images", metavar="N", help="Pictures of the check against the run.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", metavar="X", help="Largest difference of a probability.")]
 Overwrite = Annotated[bool, _flag("--overwrite", help="Replace a file that exists.")]

@@ -36,3 +36,9 @@ def config_of(kind: type[Config], ctx: typer.Context, **more: Any) -> Config:
     assert dataclasses.is_dataclass(kind)
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in ctx.params.items() if name in names} | more)
+
+
+def was_given(ctx: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, whatever its value."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

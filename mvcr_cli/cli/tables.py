@@ -16,6 +16,7 @@ from mvcr_cli.paths import display_name
 from mvcr_cli.records import (
     BenchmarkRow,
     CheckReport,
+    ConversionReport,
     EpochReport,
     EvalReport,
     ExportReport,
@@ -107,6 +108,13 @@ def export(report: ExportReport) -> str:
         f"{display_name(report.file)}  {report.format}, {report.megabytes:,.1f} MB\n"
         f"checked on {report.images:,} pictures at {', '.join(map(display_name, report.sizes))}:"
         f" same class for {percent(report.top1_agreement)}, probabilities differ by at most {difference}\n"
+    )
+
+
+def conversion(report: ConversionReport) -> str:
+    return (
+        f"{display_name(report.file)}  {report.format}, {report.megabytes:,.1f} MB\n"
+        f"{report.tensors:,} tensors of {display_name(report.source)}, all of them finite\n"
     )
 
 

@@ -11,7 +11,7 @@ import typer
 
 from mvcr_cli.cli import options as o
 from mvcr_cli.cli.output import Output
-from mvcr_cli.cli.session import config_of, session_of
+from mvcr_cli.cli.session import config_of, session_of, was_given
 from mvcr_cli.cli.signals import CODES, StopRequest
 from mvcr_cli.config import AugmentConfig, TrainConfig
 from mvcr_cli.paths import display_name, write_whole
@@ -104,13 +104,8 @@ def _augment(ctx: typer.Context) -> AugmentConfig:
     if not ctx.params["no_augment"]:
         return config_of(AugmentConfig, ctx)
     off = {field.name: getattr(NO_AUGMENT, field.name) for field in fields(AugmentConfig)}
-    given = {name for name in off if _was_given(ctx, name)}
+    given = {name for name in off if was_given(ctx, name)}
     return config_of(AugmentConfig, ctx, **{name: value for name, value in off.items() if name not in given})
-
-
-def _was_given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _train(ctx: typer.Context, config: TrainConfig, json: bool) -> None:

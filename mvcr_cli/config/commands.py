@@ -72,9 +72,14 @@ class PredictConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """`mvcr export`. `out=None` writes beside the run's weights; `images` cap the parity check."""
+    """`mvcr export`. `out=None` writes beside the run's weights; `images` cap the parity check.
+
+    `from_torch` is a torch file to convert to safetensors in the place of a run to export; `out=None` then writes into
+    the current folder.
+    """
 
     run: Path | None = None
+    from_torch: Path | None = None
     format: ExportFormat = "onnx"
     views: Look = "all"
     out: Path | None = None
@@ -86,6 +91,15 @@ class ExportConfig:
         check(self.views != "auto", "--views", self.views, "1 or all: a graph cannot stop early")
         check(1 <= self.images <= 100_000, "--images", self.images, "between 1 and 100,000")
         check(0 < self.tolerance < 1, "--tolerance", self.tolerance, "between 0 and 1")
+        if self.from_torch is not None:
+            self._check_conversion()
+
+    def _check_conversion(self) -> None:
+        if self.format != "safetensors":
+            raise UsageError(f"--from-torch makes safetensors, and no {self.format}", "leave --format out")
+        for name in ("run", "views", "images", "tolerance"):
+            if getattr(self, name) != getattr(ExportConfig, name):
+                raise UsageError(f"--{name} is for a run, and --from-torch converts a file", f"leave --{name} out")
 
 
 @dataclass(frozen=True, kw_only=True)

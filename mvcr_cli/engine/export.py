@@ -83,9 +83,7 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
     target = (
         config.out or (folder or weights.parent) / f"{folder.name if folder else weights.stem}{SUFFIXES[config.format]}"
     )
-    _refuse_existing((target,), config)
-    if not target.parent.is_dir():
-        raise CannotCreate(f"there is no folder {display_name(target.parent)}", "make it, or choose another --out")
+    check_target(target, config)
     checkpoint = Checkpoint.load(weights)
     if config.views == "1":
         if checkpoint.config.zoom is not None:
@@ -112,6 +110,13 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
     for path, raw in files.items():
         write_whole(path, raw)
     return report
+
+
+def check_target(target: Path, config: ExportConfig) -> None:
+    """Refuse before the work what could not be written after it. Raises: CannotCreate."""
+    _refuse_existing((target,), config)
+    if not target.parent.is_dir():
+        raise CannotCreate(f"there is no folder {display_name(target.parent)}", "make it, or choose another --out")
 
 
 def _refuse_existing(paths: Iterable[Path], config: ExportConfig) -> None:

@@ -11,7 +11,9 @@ import json
 import os
 import pickle
 import random
+import shlex
 import struct
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -82,12 +84,12 @@ def saved(value: object, **more: Any) -> bytes:
     return buffer.getvalue()
 
 
-def with_pickle(zipped: bytes, content: bytes) -> bytes:
-    """A torch file whose pickle is another."""
+def with_entry(zipped: bytes, name: str, content: bytes) -> bytes:
+    """A torch file in which the entry of that name is another."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(zipped)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
         for entry in old.infolist():
-            new.writestr(entry, content if entry.filename.endswith("data.pkl") else old.read(entry))
+            new.writestr(entry, content if entry.filename.endswith(f"/{name}") else old.read(entry))
     return out.getvalue()
 
 
@@ -132,7 +134,7 @@ def poison(folder: Path, raw: bytes) -> Iterator[Path]:
         "evil.onnx": saved({"model": Evil(marker)}),
         "named.safetensors": pickle.dumps(Evil(marker)),
         "module.pt": saved(torch.nn.Linear(2, 2)),
-        "needs.pt": with_pickle(saved({"a": 1}), b"\x80\x02cattacker_chosen_package\nThing\n."),
+        "needs.pt": with_entry(saved({"a": 1}), "data.pkl", b"\x80\x02cattacker_chosen_package\nThing\n."),
         "bomb.pt": deflated(saved({"w": torch.zeros(1 << 22)})),
         "plain.pt": saved(state),
         "cut.pt": saved(state)[:-100],
@@ -205,25 +207,31 @@ FORBIDDEN_CALLS = {
     "shelve.open", "marshal.loads", "runpy.run_path", "pd.read_pickle",
 }  # fmt: skip
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "runpy"}
+READS_TORCH_FILES = {"mvcr_cli/torch_worker.py"}  # which is confined
 STARTS_PROGRAMS = {"mvcr_cli/confined.py"}
 IMPORTS_ITS_OWN_NAMES = {"mvcr_cli/__init__.py"}  # from a table in its source
 
 
 def test_the_source_has_no_way_to_run_what_a_file_says():
-    root = Path(mvcr_cli.__file__).parent
+    root, reached = Path(mvcr_cli.__file__).parent, 0
     for path in sorted(root.rglob("*.py")):
         where = str(path.relative_to(root.parent))
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 own = called == "import_module" and where in IMPORTS_ITS_OWN_NAMES
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                own |= called == "torch.load" and where in READS_TORCH_FILES and given.get("weights_only") == "True"
                 assert called not in FORBIDDEN_CALLS or own, f"{where}:{node.lineno} {called}"
+                reached += called == "torch.load"
                 assert not any(keyword.arg in ("allow_pickle", "shell") for keyword in node.keywords), where
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             if isinstance(node, ast.ImportFrom):
                 names.append(node.module or "")
             assert not FORBIDDEN_MODULES & {name.partition(".")[0] for name in names}, where
             assert "subprocess" not in names or where in STARTS_PROGRAMS, where
+            assert not (isinstance(node, ast.ImportFrom) and node.module == "torch" and "load" in names), where
+    assert reached == 1  # and has no other name
 
 
 # Pickles
@@ -233,13 +241,83 @@ def test_the_way_out_of_a_pickle_works(tmp_path, monkeypatch):
     """The command that the hint gives makes a file that loads, with the same numbers."""
     monkeypatch.chdir(tmp_path)
     tied = torch.randn(3, 4)
-    torch.save({"w": tied.t(), "again": tied, "n": torch.tensor(3)}, "IN.pt")
+    torch.save({"w": tied.t(), "again": tied, "n": torch.tensor(3)}, "my weights.pt")
     with pytest.raises(CheckpointError, match="pickle") as caught:
-        load_named(Path("IN.pt"))
-    code = caught.value.hint.partition('python -c "')[2].rstrip('"')
-    exec(code, {})
-    tensors, classes = load_named(Path("OUT.safetensors"))
+        load_named(Path("my weights.pt"))
+    command = shlex.split(caught.value.hint.partition(": ")[2])
+    assert command[0] == "mvcr"
+    with pytest.raises(SystemExit) as left:
+        main(command[1:])
+    assert left.value.code == 0
+    tensors, classes = load_named(Path("my weights.safetensors"))
     assert torch.equal(tensors["w"], tied.t()) and torch.equal(tensors["again"], tied) and classes == ()
+
+
+def test_no_torch_file_runs_or_opens_anything_when_it_is_converted(raw, tmp_path, monkeypatch, capfd, figure):
+    """The whole command on every file of strangers, once each by content: only the state dict comes out of it."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    files = {path.read_bytes(): path for path in poison(folder, raw)}
+    marker = folder / "PWNED"
+    files |= {content: folder / name for name, content in {
+        "protocol0.pt": with_entry(saved({"a": 1}), "data.pkl", pickle.dumps(Evil(marker), protocol=0)),
+        "protocol2.pt": with_entry(saved({"a": 1}), "data.pkl", pickle.dumps(Evil(marker), protocol=2)),
+        "half.pt": saved({"w": torch.zeros(9)})[:500], "module_inside.pt": saved({"model": torch.nn.Linear(2, 2)}),
+    }.items()}  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    codes: dict[str, int] = {}
+    for content, path in files.items():
+        path.write_bytes(content)
+        with pytest.raises(SystemExit) as left:
+            main(["export", "--from-torch", str(path), "--out", "out.safetensors", "--overwrite"])
+        codes[path.name] = int(left.value.code or 0)
+        out, err = capfd.readouterr()
+        if codes[path.name] != 0:
+            assert (out, err.count("\nhint: "), err.count("\n")) == ("", 1, 2), err
+            assert err.startswith(f"error: {path.name} ")
+        assert not marker.exists()
+    assert {name: code for name, code in codes.items() if code != 65} == {"plain.pt": 0}
+    assert load_named(tmp_path / "out.safetensors")[0].keys() == {"w"}
+    assert {path.name for path in tmp_path.iterdir()} == {"files", "out.safetensors"}
+    figure(f"{len(codes) - 1} files refused with 65, 1 state dict converted, nothing ran")
+
+
+BURGLAR = """
+import os, resource, socket, sys
+import torch
+from mvcr_cli import torch_worker
+load = torch.load
+def burgle(*args, **more):
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+        return load(*args, **more)  # the rehearsal
+    ways = {"read": lambda: open(os.devnull), "write": lambda: open(sys.argv[1], "w"), "socket": socket.socket,
+            "pipe": os.pipe, "memory": lambda: bytearray(4 << 30), "import": lambda: __import__("this"),
+            "limits": lambda: open("/proc/self/limits")}
+    for name, way in ways.items():
+        try:
+            way()
+        except (OSError, MemoryError, ImportError):
+            print("kept from", name)  # to stderr, for what is printed is no answer
+        else:
+            print("got", name)
+    sys.stdout.flush()
+    return load(*args, **more)
+torch.load = burgle
+torch_worker.main()
+"""
+
+
+def test_the_process_that_reads_a_torch_file_opens_nothing(tmp_path):
+    """Whatever the file might make torch do in there; and the state dict comes out all the same."""
+    content = saved({"w": torch.ones(2)})
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", BURGLAR, str(tmp_path / "PWNED")], input=len(content).to_bytes(8, "little") + content,
+        capture_output=True, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    told = done.stderr.decode().split("\n")[:-1]
+    assert told == [f"kept from {way}" for way in ("read", "write", "socket", "pipe", "memory", "import", "limits")]
+    assert safetensors.torch.load(done.stdout[9:])["w"].tolist() == [1, 1]
+    assert done.stdout[8:9] == b"+" and not (tmp_path / "PWNED").exists()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".pkl"])
