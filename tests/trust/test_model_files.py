@@ -31,11 +31,12 @@ from small_run import shapes, trained
 
 import mvcr_cli
 from mvcr_cli import checkpoint as module
-from mvcr_cli import onnx_worker
+from mvcr_cli import onnx_worker, torch_worker
 from mvcr_cli.checkpoint import Checkpoint, load_named, pack, unpack
 from mvcr_cli.cli import main
-from mvcr_cli.config import ModelConfig, PredictConfig
+from mvcr_cli.config import ExportConfig, ModelConfig, PredictConfig
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine.convert import convert
 from mvcr_cli.engine.export import onnx_bytes
 from mvcr_cli.engine.onnx_predictor import OnnxPredictor, Worker
 from mvcr_cli.engine.predict import predict
@@ -262,7 +263,7 @@ def test_no_torch_file_runs_or_opens_anything_when_it_is_converted(raw, tmp_path
     files |= {content: folder / name for name, content in {
         "protocol0.pt": with_entry(saved({"a": 1}), "data.pkl", pickle.dumps(Evil(marker), protocol=0)),
         "protocol2.pt": with_entry(saved({"a": 1}), "data.pkl", pickle.dumps(Evil(marker), protocol=2)),
-        "half.pt": saved({"w": torch.zeros(9)})[:500], "module_inside.pt": saved({"model": torch.nn.Linear(2, 2)}),
+        "half.pt": saved({"w": torch.zeros(9)})[:500],
     }.items()}  # fmt: skip
     monkeypatch.chdir(tmp_path)
     codes: dict[str, int] = {}
@@ -387,6 +388,125 @@ def test_mutated_weights_files_give_the_checkpoint_error_and_nothing_else(raw, t
     assert found.faults == []
     assert found.peak_mb < 2048
     assert found.results["accepted"] < count / 5
+
+
+# Mutants of torch files
+
+
+class Fork:
+    """The worker's process as `subprocess` would give it, without the price of importing torch each time."""
+
+    def __init__(self) -> None:
+        theirs, ours = os.pipe(), os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            for descriptor, place in ((theirs[0], 0), (ours[1], 1)):
+                os.dup2(descriptor, place)
+            os.closerange(3, 1000)
+            sys.stdin = os.fdopen(0)
+            try:
+                torch_worker.main()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        os.close(theirs[0])
+        os.close(ours[1])
+        self.stdin, self.stdout = os.fdopen(theirs[1], "wb"), os.fdopen(ours[0], "rb")
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, 9)
+
+    def wait(self, seconds: float | None = None) -> None:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+class Ended(CheckpointError):
+    """A sentence, but because the process died or was stopped."""
+
+
+STRANGE_VALUES: tuple[Callable[[random.Random], Any], ...] = (
+    lambda chance: chance.choice(
+        (None, True, -1, 10**400, 1e308, "", "\ud800", b"x" * 10**4, [], {}, (), {1, 2}, ..., 1j)
+    ),
+    lambda chance: {
+        chance.choice(("model", "state_dict", "ema", 1, None, "")): {"w": torch.zeros(2)} for _ in range(3)
+    },
+    lambda chance: torch.zeros(1).expand(chance.choice((2, 10**4, 2**40))),
+    lambda chance: torch.eye(2).to_sparse(),
+    lambda chance: torch.zeros(2, dtype=chance.choice((torch.complex64, torch.bool, torch.float8_e4m3fn, torch.int16))),
+    lambda chance: torch.full((3,), chance.choice((float("nan"), float("inf"), -1.0))),
+    lambda chance: torch.zeros(2, device="meta"),
+    lambda chance: torch.nn.Parameter(torch.zeros(chance.choice((0, 1, 1000)))),
+    lambda chance: torch.zeros(40)[:: chance.choice((1, 2, 39))],
+    lambda chance: [torch.zeros(2)] * 3,
+)
+
+
+def strange(chance: random.Random) -> bytes:
+    """A torch file as `torch.save` writes it, of something that is perhaps no state dict."""
+    name = chance.choice(
+        ("w", "module.w", "bn1.running_var", "__metadata__", "", "\x1b[2J", "a\0b", "x" * 10**5, "é", "\ud800")
+    )
+    value = chance.choice(STRANGE_VALUES)(chance)
+    return saved(chance.choice((value, {name: value}, {name: value, "b": torch.ones(2)}, {"model": {name: value}})))
+
+
+def torch_mutant(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """A quarter as they come; others with right checksums and another pickle, other numbers or values, which are reached."""
+    kind = chance.choice(("as it comes", "pickle", "pickle", "pickle", "entry", "strange"))
+    if kind == "strange":
+        return strange(chance)
+    if kind == "as it comes":
+        return mutate(chance, seeds)
+    seed = chance.choice(seeds)
+    with zipfile.ZipFile(io.BytesIO(seed)) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist()]
+    name = "data.pkl" if kind == "pickle" else chance.choice(names)
+    with contextlib.ExitStack() as stack:
+        archives = [stack.enter_context(zipfile.ZipFile(io.BytesIO(content))) for content in seeds]
+        contents = [archive.read(f"archive/{name}") for archive in archives if f"archive/{name}" in archive.namelist()]
+    return with_entry(seed, name, mutate(chance, contents))
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_torch_files_give_the_checkpoint_error_and_nothing_else(tmp_path, monkeypatch, figure, count):
+    """The conversion without the command line, each file in a confined process of its own."""
+    state = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)).state_dict()
+    network = torch.nn.Linear(3, 2)
+    seeds = [
+        saved(state), saved({"epoch": 3, "lr": 0.1, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}),
+        saved({"model": network.state_dict(), "optimizer": torch.optim.SGD(network.parameters(), momentum=0.9).state_dict()}),
+        saved({"a": torch.ones(3).half(), "b": torch.nn.Parameter(torch.ones(2, 2)), "c": torch.arange(4)[1:]}),
+        saved(torch.nn.Linear(2, 2)),
+    ]  # fmt: skip
+    target = tmp_path / "converted.safetensors"
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: Fork())
+
+    def read(path: Path) -> None:
+        try:
+            convert(ExportConfig(from_torch=path, format="safetensors", out=target, overwrite=True))
+        except CheckpointError as error:
+            assert error.message.isprintable() and error.message.startswith("mutant.pt")
+            if "it was stopped" in error.message or "took down" in error.message:
+                raise Ended(error.message) from error
+            raise
+        load_named(target)
+
+    def make(chance: random.Random) -> bytes:
+        return torch_mutant(chance, seeds)
+
+    for seed in seeds[:-1]:
+        (tmp_path / "mutant.pt").write_bytes(seed)
+        read(tmp_path / "mutant.pt")
+    found = fuzz(read, (CheckpointError,), make, count, tmp_path, suffix=".pt")
+    figure(f"{count} mutants, {len(found.faults)} faults: {dict(found.results.most_common())}")
+    assert found.faults == []
+    assert count / 20 < found.results["accepted"] < count * 0.6
+    assert found.results["Ended"] == 0
 
 
 # ONNX
