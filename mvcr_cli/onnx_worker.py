@@ -47,6 +47,7 @@ def receive(stream: IO[bytes], limit: int) -> bytes | None:
 def main() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
+    _import_all()
     _confine()
     raw = receive(requests, sys.maxsize)
     if raw is None:
@@ -69,8 +70,15 @@ def main() -> None:
             send(answers, b"-" + json.dumps([f"cannot judge a picture: {str(error)[:200]}", ""]).encode())
 
 
+def _import_all() -> None:
+    """What `_confine` would keep from being imported."""
+    import numpy  # noqa: F401
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+
 def _confine() -> None:
-    """No files, no core dump, and half of the machine's memory at most; where the system can do that."""
+    """Nothing is opened any more, neither file nor socket; half of the memory at most; where the system can do that."""
     try:
         import resource
     except ImportError:
@@ -79,7 +87,10 @@ def _confine() -> None:
     with contextlib.suppress(ValueError, OSError):
         memory = max(memory, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     # RLIMIT_DATA, because address space that is only reserved, as for the stacks of many threads, costs nothing.
-    for kind, limit in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+    limits = (
+        (resource.RLIMIT_DATA, memory), (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0),
+    )  # fmt: skip
+    for kind, limit in limits:
         hard = resource.getrlimit(kind)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         with contextlib.suppress(ValueError, OSError):

@@ -427,7 +427,7 @@ def test_no_pixels_are_an_answer_of_the_file_and_no_bug(exported):
 
 
 def test_the_process_that_runs_a_file_is_confined(exported, monkeypatch):
-    """It may not write files, knows no secrets of the environment, and is gone with its predictor."""
+    """It may open neither file nor socket, knows no secrets of the environment, and is gone with its predictor."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     predictor = OnnxPredictor.from_bytes(exported, "x.onnx")
     process = predictor._graph._process
@@ -435,7 +435,7 @@ def test_the_process_that_runs_a_file_is_confined(exported, monkeypatch):
     if not limits.exists():
         pytest.skip("needs /proc")
     rows = {line[:26].strip(): line[26:].split()[0] for line in limits.read_text().splitlines()[1:]}
-    assert rows["Max file size"] == "0" and rows["Max core file size"] == "0"
+    assert rows["Max open files"] == "0" and rows["Max file size"] == "0" and rows["Max core file size"] == "0"
     assert rows["Max data size"] != "unlimited" and rows["Max cpu time"] != "unlimited"
     assert b"hf_secret" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     assert os.readlink(f"/proc/{process.pid}/cwd") == "/"
