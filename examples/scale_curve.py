@@ -6,7 +6,7 @@ looked at once, its verdicts over all views averaged (pyramid test-time augmenta
 train doubt at foreign scales (--unsure), resolution jitter (--resolution), and both.
 
     python examples/scale_curve.py DATA WORK [--budget "--time 2m"] [--seeds 0 1 2] [--trunk 10n] [--imgsz 64] [--views 4..1/4]
-                                   [--options "--turn --vflip ..."]
+                                   [--trainings plain "resolution jitter, unsure"] [--options "--turn --vflip ..."]
 
 Accuracy by `mvcr eval DATA --scales 1/4..4`: pictures re-rendered at each factor, nothing cut off, the last weights. Prints
 Markdown: mean and standard deviation over the seeds of the area under the curve over log2 size, the worst size, and size 1.
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--budget", default="--time 2m", help="options of mvcr train that end a run: --time 2m, --epochs 30"
     )
+    parser.add_argument("--trainings", nargs="+", default=list(TRAINED), choices=list(TRAINED))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trunk", default="10n")
     parser.add_argument("--imgsz", type=int, default=64)
@@ -54,8 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     rows: dict[str, list[dict[str, object]]] = {}
     for seed in options.seeds:
-        for name, extra in TRAINED.items():
-            run = trained(name, extra, seed, options)
+        for name in options.trainings:
+            run = trained(name, TRAINED[name], seed, options)
             for label, weights in looked_through(run, name, options):
                 rows.setdefault(label, []).append(curve(weights, options))
     print("| training, views | area % | worst size % | size 1 % |\n|---|---|---|---|")

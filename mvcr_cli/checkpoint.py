@@ -183,6 +183,10 @@ def _read_header(raw: bytes, path: Path) -> dict[str, Any]:
     shown = display_name(path.name)
     length = struct.unpack("<Q", raw[:8])[0] if len(raw) >= 8 else len(raw)
     if length > min(MAX_HEADER, len(raw) - 8):
+        if path.suffix.lower() == ".pt2":
+            raise CheckpointError(
+                f"{shown} is a torch.export program, for other tools", "name its run, or its .onnx file"
+            )
         # Only now: the length of a good header may begin with the same two bytes.
         if raw[:2] in _PICKLES or path.suffix.lower() in _PICKLE_SUFFIXES:
             raise CheckpointError(

@@ -80,11 +80,19 @@ def confine(memory: int) -> None:
 
 
 def open_nothing() -> None:
-    """From here on no file, socket or pipe can be opened, and, but for root, no process or thread can be started."""
+    """From here on no file, socket or pipe can be opened."""
     with contextlib.suppress(ImportError):
         import resource
 
-        _limit(((resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_NPROC, 0)))
+        _limit(((resource.RLIMIT_NOFILE, 0),))
+
+
+def start_nothing() -> None:
+    """From here on, but for root, no process or thread can be started."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        _limit(((resource.RLIMIT_NPROC, 0),))
 
 
 def _limit(limits: Iterable[tuple[int, int]]) -> None:

@@ -1,4 +1,4 @@
-"""A foreign ONNX file is parsed and run here, in a process of its own that may use little and write nothing.
+"""A foreign ONNX file is parsed and run here, in a process of its own that may use little, write nothing and open nothing.
 
 `engine/onnx_predictor.py` starts it, as `mvcr_cli.confined` tells. The first message is the file; then, for each run, what the
 inputs are and one message for each.
@@ -15,7 +15,7 @@ import os
 import sys
 from typing import Any
 
-from mvcr_cli.confined import Refused, allow_processor_time, confine, receive, refuse, send, streams
+from mvcr_cli.confined import Refused, allow_processor_time, confine, open_nothing, receive, refuse, send, streams
 
 SECONDS = 60  # for the file, and for each picture
 LEAST_MEMORY = 2 << 30
@@ -25,7 +25,9 @@ _NUMBERS = {"float32": "<f4", "float64": "<f8", "int64": "<i8"}
 
 def main() -> None:
     requests, answers = streams()
+    _import_all()
     confine(_memory())
+    open_nothing()
     _allow_seconds()
     raw = receive(requests, sys.maxsize)
     if raw is None:
@@ -46,6 +48,13 @@ def main() -> None:
             send(answers, b"+" + _run(session, inputs))
         except Exception as error:  # onnxruntime's exceptions share no public base class
             refuse(answers, Refused(f"cannot judge a picture: {str(error)[:200]}"))
+
+
+def _import_all() -> None:
+    """What `open_nothing` would keep from being imported."""
+    import numpy  # noqa: F401
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
 
 
 def _memory() -> int:

@@ -23,6 +23,7 @@ from mvcr_cli.confined import (
     receive,
     refuse,
     send,
+    start_nothing,
     streams,
 )
 from mvcr_cli.errors import is_out_of_memory
@@ -60,6 +61,7 @@ def main() -> None:
         del raw
         rehearse()
         open_nothing()
+        start_nothing()
         answer = converted(archive)
     except Refused as refused:
         refuse(answers, refused)

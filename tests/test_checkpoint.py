@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from mvcr_cli import checkpoint as module
 from mvcr_cli.checkpoint import Checkpoint, load_bare, pack, unpack
 from mvcr_cli.config import ModelConfig
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.errors import CheckpointError, ConfigMismatch, InputMissing
+from mvcr_cli.engine.measure import peak_memory, restart_resident_peak
+from mvcr_cli.errors import CheckpointError, ConfigMismatch, InputMissing, MvcrError
 from mvcr_cli.models import build
 
 CONFIG = ModelConfig(
@@ -219,6 +221,29 @@ def test_what_is_no_weights_file_is_refused(tmp_path, name):
     for read in (Checkpoint.load, load_bare):
         with pytest.raises(CheckpointError):
             read(path)
+
+
+def test_a_refusal_needs_little_time_and_memory(good, tmp_path, figure):
+    """Whatever the file claims: less than 100 MB for each. Time is printed, not bounded."""
+    if not restart_resident_peak():
+        pytest.skip("needs /proc")
+    refused = []
+    for number, content in enumerate([*FOREIGN.values(), *(repacked(good, lie) for lie in LIES.values())]):
+        path, began = written(tmp_path, content, f"{number}.safetensors"), time.process_time()
+        error, megabytes = peak_memory(torch.device("cpu"), lambda path=path: refusal(path))
+        refused.append((megabytes, time.process_time() - began))
+        assert isinstance(error, CheckpointError)
+    largest, slowest = (max(values) for values in zip(*refused, strict=True))
+    figure(f"{len(refused)} files refused, at most {slowest:.2f} s of CPU and {largest:.0f} MiB each")
+    assert largest < 100
+
+
+def refusal(path: Path) -> MvcrError | None:
+    try:
+        Checkpoint.load(path)
+    except MvcrError as error:
+        return error
+    return None
 
 
 @pytest.mark.parametrize("name", ["evil.pt", "evil.safetensors"])

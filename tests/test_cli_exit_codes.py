@@ -48,6 +48,7 @@ REFUSED = [
     "train d --epoch 3",
     "train d --json -v",
     "train d --epochs -1",
+    "train d --time 1h30",
     "train d --epochs 0",
     "train d --epochs 1e3",
     "train d --epochs abc",

@@ -171,6 +171,13 @@ def test_a_damaged_split_is_no_crash(run, tmp_path, content):
         check(copy)
 
 
+def test_an_exported_file_is_not_taken_for_weights(other, tmp_path):
+    exported = tmp_path / "x.onnx"
+    exported.write_bytes(b"any")
+    with pytest.raises(ConfigMismatch, match="exported file"):
+        evaluate(EvalConfig(data=other, run=exported))
+
+
 def test_the_newest_finished_run_is_meant_without_a_name(run, other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputMissing) as caught:

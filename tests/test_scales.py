@@ -152,9 +152,10 @@ def test_sureness_runs_from_uniform_to_certain():
 
 def test_the_surest_of_two_views_wins_alone():
     sure, unsure = torch.tensor([[0.0, 6.0]]), torch.tensor([[0.5, 0.0]])
-    fusion = ConfidenceFusion(1.0, surest=True)
-    assert torch.equal(fusion([unsure, sure]), sure)
-    assert torch.equal(fusion([sure, unsure]), sure)
+    for beta in (0.0, 0.5, 1.0):  # it never learns there, and is 0 in a network that began from a plain trunk
+        fusion = ConfidenceFusion(beta, surest=True)
+        assert torch.equal(fusion([unsure, sure]), sure)
+        assert torch.equal(fusion([sure, unsure]), sure)
 
 
 def test_the_unsure_loss_is_zero_at_doubt_and_grows_with_conviction():

@@ -356,6 +356,47 @@ def test_existing_runs_and_foreign_folders_are_left_alone(data, undisturbed, tmp
         assert fingerprint(run) == before
 
 
+def test_a_dry_run_may_look_at_the_folder_it_stands_in(data, monkeypatch):
+    monkeypatch.chdir(data)
+    assert list(train(settings(Path("."), None, dry_run=True)))
+
+
+def test_a_batch_larger_than_the_data_is_told_and_can_be_resumed(data, tmp_path):
+    said: list[str] = []
+    trained(data, tmp_path / "run", batch=64, stop=stop_at(1), say=said.append)
+    assert "warning: --batch 64 is more than the training pictures: 24" in said
+    with pytest.raises(ConfigMismatch):
+        trained(data, tmp_path / "run", batch=8, resume=True)
+    assert trained(data, tmp_path / "run", batch=64, resume=True)[1].stopped_by == "finished"
+
+
+def test_with_nothing_to_resume_it_says_that_a_new_run_begins(data, tmp_path):
+    said: list[str] = []
+    trained(data, tmp_path / "run", resume=True, stop=stop_at(1), say=said.append)
+    assert any("nothing to resume" in text for text in said)
+    trained(data, tmp_path / "run", resume=True, stop=stop_at(1), say=(again := []).append)
+    assert not any("nothing to resume" in text for text in again)
+
+
+def test_views_that_are_too_small_are_named(data, tmp_path):
+    said: list[str] = []
+    given = {"imgsz": 32, "scales": (1.0, 0.25), "unsure": 0.3}
+    trained(data, tmp_path / "run", **given, stop=stop_at(1), say=said.append)
+    assert any(text.startswith("warning: --scales 1/4: too small") for text in said)
+    assert any(text.startswith("warning: --unsure") for text in said)
+
+
+def test_a_class_that_no_picture_validates_is_a_finding(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "data")
+    for picture in sorted((root / "circle").iterdir())[1:]:
+        picture.unlink()
+    (report,) = train(settings(root, None, dry_run=True))
+    assert isinstance(report, CheckReport)
+    assert "missing_classes" in [finding["code"] for finding in report.findings]
+    with pytest.raises(DataError, match="--strict"):
+        trained(root, tmp_path / "run", strict=True)
+
+
 def test_a_finished_run_is_left_as_it_is(data, undisturbed):
     before = fingerprint(undisturbed)
     said: list[str] = []
@@ -455,6 +496,9 @@ def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
     assert len(epochs) == end.best_epoch + 2 == end.epochs
     assert (tmp_path / "run" / "summary.json").exists()
     assert trained(data, tmp_path / "patient", imgsz=32, epochs=4, lr=1e-9)[1].stopped_by == "finished"
+    (tmp_path / "run" / "summary.json").unlink()  # as after a kill before the end
+    again, second = trained(data, tmp_path / "run", imgsz=32, epochs=30, patience=2, lr=1e-9, resume=True)
+    assert (second.stopped_by, second.steps, again) == ("patience", end.steps, [])
 
 
 class Time:
@@ -564,8 +608,9 @@ def test_a_run_whose_first_weights_cannot_be_had_again_does_not_begin_with_other
 
 @pytest.mark.parametrize("model", ["resnet10n", "mvcr14n", "cnn"])
 def test_weights_of_another_model_are_refused(data, undisturbed, tmp_path, model):
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError) as caught:
         trained(data, tmp_path / "run", weights=str(undisturbed / "weights" / "best.safetensors"), model=model)
+    assert "--model mvcr10n --layers blur,gem,heads" in caught.value.hint
 
 
 def test_moments_keep_the_memory_format_of_their_parameters():

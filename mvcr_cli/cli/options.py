@@ -71,7 +71,7 @@ Device = Annotated[config.Device, _machine("--device", help="Where to compute.")
 Precision = Annotated[config.Precision, _machine("--precision", help="Number format of the arithmetic.")]
 Batch = Annotated[int, _machine("--batch", "-b", metavar="N", help="Pictures computed at once.")]
 Offline = Annotated[bool, _machine_flag("--offline", envvar="MVCR_OFFLINE", help="Never use the network.")]
-FollowLinks = Annotated[bool, _flag("--follow-links", help="Follow links to folders and files elsewhere.")]
+FollowLinks = Annotated[bool, _flag("--follow-links", help="Follow links to folders; links to files always are.")]
 KeepGoing = Annotated[bool, _talk_flag("--keep-going", help="Exit 0 even when some pictures are bad.")]
 Json = Annotated[bool, _talk_flag("--json", help="One JSON record a line on stdout.")]
 

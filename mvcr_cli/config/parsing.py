@@ -17,6 +17,8 @@ def parse_seconds(text: str) -> float:
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     if not match or not any(match.groups()):
         raise UsageError(f"--time {text!r} is no duration", "write 90s, 3m or 1h30m")
+    if match[1] and match[3] and not match[2] and not text.strip().endswith("s"):  # 1h30 is minutes to most people
+        raise UsageError(f"--time {text!r} may mean minutes or seconds", f"write {match[1]}h{match[3]}m")
     hours, minutes, seconds = (float(group or 0) for group in match.groups())
     return hours * 3600 + minutes * 60 + seconds
 

@@ -67,6 +67,17 @@ def find_run(run: Path | None) -> Path:
     return run
 
 
+def find_weights(run: Path | None) -> Path:
+    """As `find_run`, for what an exported file cannot do.
+
+    Raises: InputMissing, or ConfigMismatch for an exported file.
+    """
+    path = find_run(run)
+    if path.suffix in EXPORT_SUFFIXES:
+        raise ConfigMismatch(f"{display_name(path)} is an exported file, good for predict alone", "name its run")
+    return path
+
+
 def run_directory(weights: Path) -> Path | None:
     """`runs/x/weights/best.safetensors` -> `runs/x`; None for a file that stands alone."""
     folder = weights.parent.parent

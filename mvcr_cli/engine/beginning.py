@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mvcr_cli import __version__
 from mvcr_cli.config import Layer, ModelConfig, TrainConfig, ZoomConfig, factor_text
@@ -22,8 +23,8 @@ from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, is_la
 from mvcr_cli.engine.rundir import FORMAT_VERSION, RunDirectory
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, for_classes, restarted, starting_weights
-from mvcr_cli.errors import CannotCreate, ConfigMismatch, UsageError
-from mvcr_cli.models import build, config_for, load_trunk, useful_scales
+from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, UsageError
+from mvcr_cli.models import Network, build, config_for, load_trunk, useful_scales
 from mvcr_cli.models.mvcr import trunk_side
 from mvcr_cli.paths import display_name, to_json, write_json
 
@@ -107,6 +108,8 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
         _record(run, settings, prepared, start, session, precision)
     epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs} epochs"
     length = f"{settings.seconds:.0f} s" if settings.seconds else epochs
+    for text in _given_up(config, settings, model.scales):
+        say(text)
     say(
         f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, "
         f"views {', '.join(map(factor_text, model.scales))}{_layers_text(settings.layers)}, batch "
@@ -115,6 +118,20 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     if text := _zoom_text(config, settings.imgsz, prepared, model.zoom):
         say(text)
     return session
+
+
+def _given_up(config: TrainConfig, settings: TrainConfig, scales: tuple[float, ...]) -> Iterator[str]:
+    """What was asked for and cannot be had with these pictures."""
+    if config.batch is not None and settings.batch != config.batch:
+        yield f"warning: --batch {config.batch} is more than the training pictures: {settings.batch}"
+    lost = [scale for scale in config.scales or () if scale not in scales]
+    if lost:
+        yield (
+            f"warning: --scales {','.join(map(factor_text, lost))}: too small to see anything at {settings.imgsz} px, "
+            "left out; a larger --imgsz would keep it"
+        )
+    if settings.unsure and len(scales) == 1:
+        yield "warning: --unsure teaches when to doubt, but with one view there is no surer one; see --scales"
 
 
 def _start_again(config: TrainConfig, stored: dict[str, Any], run: RunDirectory, say: Say) -> Start:
@@ -189,6 +206,8 @@ def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run:
     # The number of threads decides in which order sums are made, and with that the last bits of a result.
     keys = ("model", "imgsz", "scales", "layers", "tiles", "tile_px", "batch", "epochs", "lr", "threads")
     fitted = {key: was.get(key) for key in keys if getattr(config, key) is None}
+    if config.batch is not None:
+        fitted["batch"] = min(config.batch, len(prepared.train))  # as `fit_settings` does
     if config.zoom_mode == "auto":
         fitted["zoom_mode"] = was["zoom_mode"]
     try:
@@ -239,7 +258,7 @@ def _session(config: TrainConfig, prepared: Prepared, start: Start, model: Model
     network = build(model, exact=start.pretrained)
     first = for_classes(start, model, prepared.classes, say)
     if first is not None:
-        start = replace(start, new_parts=tuple(sorted(load_trunk(network, first))))
+        start = replace(start, new_parts=tuple(sorted(_load(network, first, start))))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = pick_precision(config.precision, device)
     counts = [0] * len(prepared.classes)
@@ -258,3 +277,13 @@ def _session(config: TrainConfig, prepared: Prepared, start: Start, model: Model
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
     )
     return session, start
+
+
+def _load(network: Network, first: dict[str, Tensor], start: Start) -> list[str]:
+    """The parts that the first weights left new. Raises: CheckpointError; for a file of mvcr, with the options that fit."""
+    try:
+        return load_trunk(network, first)
+    except CheckpointError as error:
+        if not start.options:
+            raise
+        raise CheckpointError(error.message, f"they are weights for {start.options}") from error

@@ -23,11 +23,10 @@ from mvcr_cli.config import BenchmarkConfig, ModelConfig
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import (
-    EXPORT_SUFFIXES,
     Say,
     Track,
     available_cores,
-    find_run,
+    find_weights,
     pick_device,
     pick_precision,
     say_nothing,
@@ -38,7 +37,6 @@ from mvcr_cli.engine.evaluate import tile_reader
 from mvcr_cli.engine.measure import Times, interleaved, peak_memory, refusing_out_of_memory, restart_resident_peak
 from mvcr_cli.engine.prepare import stem_for
 from mvcr_cli.engine.reading import reading_speeds, sample_pictures
-from mvcr_cli.errors import ConfigMismatch
 from mvcr_cli.models import config_for, plain_twin
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import BenchmarkRow, LoaderReport
@@ -104,11 +102,7 @@ def choose(config: BenchmarkConfig, say: Say = say_nothing) -> list[Subject]:
     """The run and the named models, each once; a plain ResNet that is another's twin comes with that one."""
     subjects = []
     if config.run is not None:
-        path = find_run(config.run)
-        if path.suffix in EXPORT_SUFFIXES:
-            raise ConfigMismatch(
-                f"{display_name(path)} is an exported file", "name its run: that is timed in onnxruntime as well"
-            )
+        path = find_weights(config.run)
         run = Checkpoint.load(path)
         say(f"run: {display_name(path)}, {run.config.name} at its own {run.preprocess.size} px{_tiles_text(run)}")
         subjects.append(Subject(run.config.name, (run.preprocess.size,), run.config.classes, run))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 WRITING_RESERVE_SECONDS = 3.0  # last state, weights and report
 FIRST_VALIDATION_GUESS_SECONDS = 5.0
@@ -21,6 +21,7 @@ class Clock:
         budget: seconds of wall time, from `started`, that the whole run may take; None when steps decide.
         started: `time.monotonic()` when the program started.
         before: seconds that earlier, interrupted parts of the run took.
+        first: seconds at which the first of them began to train.
     """
 
     total_steps: int | None
@@ -28,21 +29,22 @@ class Clock:
     started: float
     before: float = 0.0
     validation_seconds: float = FIRST_VALIDATION_GUESS_SECONDS
-    _first: float = field(default=0.0, init=False)
+    first: float = 0.0
 
     def elapsed(self) -> float:
         return self.before + time.monotonic() - self.started
 
     def begin(self) -> None:
-        """Training starts now: what start-up took is no progress."""
-        self._first = self.elapsed() if self.before == 0 else 0.0
+        """Training starts now, for the first time: what start-up took is no progress."""
+        if self.before == 0:
+            self.first = self.elapsed()
 
     def progress(self, step: int) -> float:
         if self.total_steps is not None:
             return step / self.total_steps
         assert self.budget is not None
-        usable = self.budget - WRITING_RESERVE_SECONDS - 1.2 * self.validation_seconds - self._first
-        return min(1.0, max(0.0, (self.elapsed() - self._first) / max(usable, 1e-3)))
+        usable = self.budget - WRITING_RESERVE_SECONDS - 1.2 * self.validation_seconds - self.first
+        return min(1.0, max(0.0, (self.elapsed() - self.first) / max(usable, 1e-3)))
 
     def finished(self, step: int) -> bool:
         return self.progress(step) >= 1

@@ -26,7 +26,7 @@ from mvcr_cli.engine import (
     Track,
     autocast,
     default_workers,
-    find_run,
+    find_weights,
     never,
     pick_device,
     pick_precision,
@@ -64,7 +64,7 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
     Raises: MvcrError when the run or the data cannot be used.
     """
     started = time.monotonic()
-    weights = find_run(config.run)
+    weights = find_weights(config.run)
     if config.run is None:
         say(f"run: {display_name(run_directory(weights) or weights)}")
     checkpoint = Checkpoint.load(weights)

@@ -28,7 +28,7 @@ from mvcr_cli.config import ExportConfig
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import PreprocessGraph
-from mvcr_cli.engine import Say, Track, find_run, run_directory, say_nothing, silent
+from mvcr_cli.engine import Say, Track, find_weights, run_directory, say_nothing, silent
 from mvcr_cli.engine.evaluate import probabilities_of, validation_split
 from mvcr_cli.engine.onnx_predictor import OnnxPredictor, require_onnx
 from mvcr_cli.engine.verdict import Parity
@@ -76,7 +76,7 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
         CheckFailed: it does not; no file is written.
         CannotCreate: the file exists and may not be replaced.
     """
-    weights = find_run(config.run)
+    weights = find_weights(config.run)
     folder = run_directory(weights)
     if config.run is None:
         say(f"run: {display_name(folder or weights)}")

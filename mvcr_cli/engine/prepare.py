@@ -70,7 +70,7 @@ def prepare(config: TrainConfig, track: Track = silent) -> Prepared:
     Raises: MvcrError for everything that makes the folder untrainable.
     """
     layout = find_layout(config.data)
-    for data in filter(None, (config.data, config.val)):
+    for data in () if config.dry_run else filter(None, (config.data, config.val)):
         _outside(config.run or RUNS, data)
     index = scan(layout.train, follow_links=config.follow_links)
     check_trainable(index)
@@ -78,6 +78,7 @@ def prepare(config: TrainConfig, track: Track = silent) -> Prepared:
     missing: tuple[str, ...] = ()
     if validation is None:
         train, val = split(index, config.split, config.seed)
+        missing = tuple(name for label, name in enumerate(index.classes) if label not in {one.label for one in val})
         skipped = index.skipped
     else:
         other = scan(validation, follow_links=config.follow_links)

@@ -29,7 +29,7 @@ from mvcr_cli.engine import (
     Say,
     Track,
     default_workers,
-    find_run,
+    find_weights,
     pick_device,
     pick_precision,
     run_directory,
@@ -56,7 +56,7 @@ def scale_curve(config: EvalConfig, *, track: Track = silent,
     """
     started = time.monotonic()
     assert config.scales is not None
-    weights = find_run(config.run)
+    weights = find_weights(config.run)
     if config.run is None:
         say(f"run: {display_name(run_directory(weights) or weights)}")
     checkpoint = Checkpoint.load(weights)
@@ -132,7 +132,7 @@ def _opponent(run: Path, classes: Sequence[str], samples: Sequence[Sample]) -> S
 
     Raises: ConfigMismatch when it does not know one of the pictures' classes.
     """
-    weights = find_run(run)
+    weights = find_weights(run)
     checkpoint = Checkpoint.load(weights)
     order = {name: label for label, name in enumerate(checkpoint.classes)}
     unknown = sorted({classes[sample.label] for sample in samples} - set(order))

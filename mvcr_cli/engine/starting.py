@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from mvcr_cli import weights
 from mvcr_cli.checkpoint import load_named, read_bytes, unpack
-from mvcr_cli.config import ModelConfig, Stem, TrainConfig
+from mvcr_cli.config import PRESET_NAMES, Layer, ModelConfig, Stem, TrainConfig
 from mvcr_cli.engine import Say
 from mvcr_cli.errors import ConfigMismatch, Unavailable, WriteFailed
 from mvcr_cli.models import build
@@ -30,6 +30,7 @@ class Start:
         stem: that of the trunk; None where the size of the pictures decides.
         tensors: the trunk's state dict, not recorded.
         classes: names of the rows of the last layer; empty where the file does not tell. Not recorded.
+        options: those of `mvcr train` that fit a file of mvcr; empty for any other. Not recorded.
         new_parts: what the trunk did not fill, by name, once a network has been built; it learns faster.
     """
 
@@ -38,6 +39,7 @@ class Start:
     stem: Stem | None = None
     tensors: dict[str, Tensor] | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
+    options: str = ""
     new_parts: tuple[str, ...] = ()
 
     @classmethod
@@ -53,16 +55,24 @@ class Start:
         tensors, classes = load_named(path)
         first = tensors.get("conv1.weight")
         stem: Stem = "imagenet"
+        recorded = unpack(read_bytes(path), path)[1].get("model")
         if first is not None and first.shape[-1:] == (3,):  # the filter does not tell its stride: own files record it
-            recorded = unpack(read_bytes(path), path)[1].get("model")
             stem = "fine" if isinstance(recorded, dict) and recorded.get("stem") == "fine" else "small"
-        return cls(source, True, stem, tensors, classes)
+        return cls(source, True, stem, tensors, classes, _options(recorded))
 
     def to_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the optimiser's groups depend on the new parts."""
         return {
             "source": self.source, "pretrained": self.pretrained, "stem": self.stem, "new_parts": list(self.new_parts),
         }  # fmt: skip
+
+
+def _options(recorded: object) -> str:
+    """The model of a weights file of mvcr, as options of `mvcr train`."""
+    if not isinstance(recorded, dict) or recorded.get("name") not in PRESET_NAMES:
+        return ""
+    layers = [layer for layer in get_args(Layer) if recorded.get(layer)]
+    return f"--model {recorded['name']} --layers {','.join(layers) or 'none'}"
 
 
 def starting_weights(config: TrainConfig, say: Say) -> Start:

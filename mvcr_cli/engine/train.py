@@ -60,6 +60,8 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
             raise CannotCreate(
                 f"{display_name(run.path)} holds a run already", "choose another --name, or go on with it: --resume"
             )
+        if config.resume and not run.config.exists():
+            say(f"nothing to resume in {display_name(run.path)}: a new run begins")
         if run.summary.exists():
             run.sweep()
             say(f"{display_name(run.path)} is finished already; nothing to do")
@@ -124,6 +126,7 @@ class Trainer:
         self.feed.search()
         self.step, self.best, self.best_epoch = meta["step"], meta["best"], meta["best_epoch"]
         self.pending, self.clock.before = meta["pending"], meta["elapsed"]
+        self.clock.first = meta.get("first", 0.0)
         self.records = self.run.read_metrics(meta["records"])
         self.losses = [tensors["losses"].to(self.session.device)] if "losses" in tensors else []
         self.say(f"resumed at step {self.step}")
@@ -136,13 +139,15 @@ class Trainer:
             self.say(
                 f"warning: --accumulate is more than the {self.clock.total_steps} steps of this run: one update in all"
             )
+        signal = None
         if self.pending:
             if report := self._validate(stop):
                 self._save()
                 yield report
-            if (signal := stop()) or self._out_of_patience():
-                self.stopped_by = signal or "patience"
-                return
+            signal = stop()
+        if signal or self._out_of_patience():
+            self.stopped_by = signal or "patience"
+            return
         batches = self.feed.batches(self.step)
         planned = None if self.clock.total_steps is None else self.clock.total_steps - self.step
         if self.clock.total_steps is not None and self.step >= self.clock.total_steps:
@@ -259,6 +264,7 @@ class Trainer:
         meta = {
             "scaler": self.session.scaler_state(), "held": self.session.held, "best": self.best,
             "best_epoch": self.best_epoch, "pending": self.pending, "elapsed": self.clock.elapsed(),
+            "first": self.clock.first,
             "records": len(self.records),
         }  # fmt: skip
         self.run.save_state(self.step, tensors, meta)

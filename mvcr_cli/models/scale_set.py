@@ -64,10 +64,11 @@ class ConfidenceFusion(nn.Module):
     """Views vote with how sure they are: a view at a scale that it cannot judge is ignored, not averaged in.
 
         c_v = sureness(z_v)
-        w   = softmax_v(tau c_v), or, with `surest`, 1 for the surest view and 0 for the others
+        w   = softmax_v(tau c_v)
         z   = z_1 + beta (sum_v w_v z_v - z_1)
 
-    beta = 0 is the first view alone, which is exactly the plain network; tau is learned, in logarithm.
+    beta = 0 is the first view alone, which is exactly the plain network; tau is learned, in logarithm. With `surest`, z is
+    that of the surest view, whatever beta and tau are: where one view is taught, they never learn.
 
     Shape: S tensors (N, K) -> (N, K).
     """
@@ -83,8 +84,8 @@ class ConfidenceFusion(nn.Module):
         certain = sureness(stacked.detach())  # S x N
         if self.surest:
             order = torch.arange(len(logits), device=stacked.device)
-            weights = (order[:, None] == certain.argmax(0)[None]).to(stacked.dtype)
-        else:
-            weights = (self.log_tau.exp() * certain).softmax(0)
+            chosen = (order[:, None] == certain.argmax(0)[None]).to(stacked.dtype)
+            return (chosen[..., None] * stacked).sum(0)
+        weights = (self.log_tau.exp() * certain).softmax(0)
         fused = (weights[..., None] * stacked).sum(0)  # N x K
         return stacked[0] + self.beta * (fused - stacked[0])
