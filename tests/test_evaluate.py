@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import draw_shape
 from small_run import shapes, trained
 
 from mvcr_cli.checkpoint import Checkpoint
@@ -59,6 +60,24 @@ def test_its_own_split_gives_the_recorded_accuracy_exactly(run, batch):
     split = json.loads((run / "split.json").read_text())
     recorded = [(os.path.join(split["root"], path), label) for path, label, _ in split["val"]]
     assert [(result.path, result.label) for result in results] == recorded
+
+
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_picture_that_was_replaced_is_reported_and_not_scored(data, tmp_path, all_of_them):
+    mine = shutil.copytree(data, tmp_path / "data")
+    trained(mine, tmp_path / "run", epochs=1, split=0.4)
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    paths = [os.path.join(split["root"], path) for path, *_ in split["val"]]
+    for path in paths if all_of_them else paths[:1]:
+        draw_shape("square", 999, (48, 48)).save(path)
+    if all_of_them:
+        with pytest.raises(DataError, match="changed"):
+            check(tmp_path / "run")
+        return
+    report, results, problems = check(tmp_path / "run")
+    assert [(problem.path, problem.code) for problem in problems] == [(paths[0], "changed")]
+    assert (report.images, report.skipped) == (len(paths) - 1, 1)
+    assert [result.path for result in results] == paths[1:]
 
 
 def test_results_and_report_say_the_same(run, data):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig, Look
+from mvcr_cli.data.files import read_contents
 from mvcr_cli.data.folder import Sample, find_evaluation, relabel, scan
 from mvcr_cli.data.loader import Input, PixelCache, ZoomInput, evaluation_batches
 from mvcr_cli.data.preprocess import Preprocess
@@ -115,7 +116,19 @@ def evaluation_set(config: EvalConfig, weights: Path,
             f"{display_name(weights)} stands alone and has no validation split",
             "name a folder: mvcr eval DATA --run FILE",
         )
-    return validation_split(folder, checkpoint.classes), (), []
+    samples, changed = unchanged(validation_split(folder, checkpoint.classes))
+    return samples, (), changed
+
+
+def unchanged(samples: tuple[Sample, ...]) -> tuple[tuple[Sample, ...], list[Problem]]:
+    """The pictures that are still those that were recorded, and the others. What cannot be read is told by the reader."""
+    kept, problems = [], []
+    for sample, content in zip(samples, read_contents([sample.path for sample in samples]), strict=True):
+        if isinstance(content, Problem) or content.digest == sample.digest:
+            kept.append(sample)
+        else:
+            problems.append(Problem(path=sample.path, code="changed", detail="another picture than the run recorded"))
+    return tuple(kept), problems
 
 
 _HARMLESS = frozenset({"hidden", "not_an_image", "twin_classes", "duplicate_link"})
