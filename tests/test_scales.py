@@ -195,8 +195,9 @@ def test_taught_and_foreign_pictures_share_the_statistics_of_the_batch_norms():
         weights=None, scaler=torch.amp.GradScaler("cpu", enabled=False),
     )  # fmt: skip
     images = torch.randint(256, (6, 32, 32, 3), dtype=torch.uint8)
-    session.step(Batch(images, torch.arange(6) % 4, ("",) * 6), 0, 0.5)
-    assert seen == [(9, 3, 32, 32)]
+    for step, progress in enumerate((0.2, 0.5)):  # a young network is not taught to doubt
+        session.step(Batch(images, torch.arange(6) % 4, ("",) * 6), step, progress)
+    assert seen == [(6, 3, 32, 32), (9, 3, 32, 32)]
 
 
 def test_resolution_jitter_takes_detail_and_leaves_size_and_place():

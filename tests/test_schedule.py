@@ -8,7 +8,7 @@ import pytest
 
 from mvcr_cli.engine import clock as module
 from mvcr_cli.engine.clock import Clock
-from mvcr_cli.engine.schedule import ema_decay, lr_factor, size_at, training_side
+from mvcr_cli.engine.schedule import doubt_share, ema_decay, lr_factor, size_at, training_side
 
 PROGRESS = [step / 200 for step in range(201)]
 
@@ -34,6 +34,13 @@ def test_the_size_grows_from_half_to_whole(size):
     assert len(set(sizes[:100])) == 1
     assert abs(sizes[0] - max(min(32, size), size / 2)) <= 8
     assert all(side % 16 == 0 or side == size for side in sizes)
+
+
+def test_doubt_is_taught_once_there_is_something_to_doubt():
+    shares = [doubt_share(step / 100) for step in range(101)]
+    assert shares[:41] == [0.0] * 41
+    assert shares[60:] == [pytest.approx(1.0)] * 41
+    assert shares == sorted(shares)
 
 
 def test_the_training_side_takes_back_what_crops_enlarge():

@@ -13,6 +13,14 @@ def lr_factor(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * through))
 
 
+def doubt_share(progress: float) -> float:
+    """Share of `--unsure` that counts: nothing while the network is young, then growing from 0.4 to all of it at 0.6.
+
+    A network that knows nothing yet is unsure of everything; asked to be so, it begins to learn late or never.
+    """
+    return min(1.0, max(0.0, (progress - 0.4) / 0.2))
+
+
 def training_side(size: int, crop: float) -> int:
     """Side in pixels of the last training pictures, so that objects have the size that they have in evaluation.
 

@@ -19,7 +19,7 @@ from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import autocast
 from mvcr_cli.engine.loss import multi_scale_loss, soft_targets, unsure_loss
 from mvcr_cli.engine.optim import WeightAverage, laid_out_like, load_optimiser_state, optimiser_state, set_lr
-from mvcr_cli.engine.schedule import lr_factor
+from mvcr_cli.engine.schedule import doubt_share, lr_factor
 from mvcr_cli.engine.zoom_step import zoom_loss
 from mvcr_cli.errors import DataError
 from mvcr_cli.models import Network
@@ -61,7 +61,7 @@ class Session:
                 tiles = batch.tiles.to(self.device)
                 loss = zoom_loss(self.network, x, tiles, target, self.weights, config, self.preprocess, progress)
             else:
-                loss = self._loss(x, target, step)
+                loss = self._loss(x, target, step, progress)
         if self.device.type == "cpu" or step % NONFINITE_CHECK_EVERY == 0:
             self._check(loss, batch, step, progress)
         set_lr(self.optimiser, config.lr * lr_factor(progress, config.warmup))
@@ -71,18 +71,19 @@ class Session:
             self._move(step, batch.images.shape[1])
         return loss.detach()
 
-    def _loss(self, x: Tensor, target: Tensor, step: int) -> Tensor:
+    def _loss(self, x: Tensor, target: Tensor, step: int, progress: float) -> Tensor:
         """The loss of whole pictures and, with --unsure, of half of them at foreign scales: there no view can tell."""
         config, count = self.config, len(x)
-        if config.unsure:
+        unsure = config.unsure * doubt_share(progress)
+        if unsure:
             rng = random.Random(stable_seed(config.seed, step, "foreign"))
             foreign = foreign_scales(x[: max(1, count // 2)], rng)
             x = torch.cat((x, foreign)).contiguous(memory_format=torch.channels_last)
         fused, views = self.network.forward_views(x)
         known = [logits[:count] for logits in views]
         loss = multi_scale_loss(fused[:count], known, target, self.weights, config.distill)
-        if config.unsure:
-            loss = loss + config.unsure * unsure_loss(torch.cat([logits[count:] for logits in views]))
+        if unsure:
+            loss = loss + unsure * unsure_loss(torch.cat([logits[count:] for logits in views]))
         return loss
 
     def flush(self, step: int, side: int) -> None:
