@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 from mvcr_cli.engine import peak_rss_mb
 
 SECONDS = 20  # that one mutant may take
+STACKS = "stacks"  # file beside the mutants: where the threads of one stood that took too long
 EXTREMES = (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0")
 
 
@@ -79,7 +81,8 @@ def fuzz(target: Callable[[Path], object], allowed: tuple[type[Exception], ...],
 def _keep(folder: Path, content: bytes, name: str) -> str:
     kept = folder / f"fault-{len(list(folder.glob('fault-*')))}"
     kept.write_bytes(content)
-    return f"{name}: {kept}"
+    stacks = (folder / STACKS).read_text()
+    return f"{name}: {kept}\n{stacks}".rstrip()
 
 
 def _in_child(target: Callable[[Path], object], allowed: tuple[type[Exception], ...], batch: Sequence[bytes],
@@ -100,6 +103,7 @@ def _work(target: Callable[[Path], object], allowed: tuple[type[Exception], ...]
     try:
         warnings.simplefilter("ignore")
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        stacks = (path.parent / STACKS).open("a")
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in (1, 2):
             os.dup2(nowhere, descriptor)
@@ -107,6 +111,7 @@ def _work(target: Callable[[Path], object], allowed: tuple[type[Exception], ...]
             for content in batch:
                 path.write_bytes(content)
                 signal.alarm(SECONDS)
+                faulthandler.dump_traceback_later(SECONDS - 1, file=stacks)
                 name, is_fault = "accepted", False
                 try:
                     target(path)

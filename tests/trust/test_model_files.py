@@ -28,10 +28,11 @@ import torch
 from mutants import fuzz, mutate
 from onnx import TensorProto, helper
 from small_run import shapes, trained
+from worker_forks import WorkerForks
 
 import mvcr_cli
 from mvcr_cli import checkpoint as module
-from mvcr_cli import onnx_worker, torch_worker
+from mvcr_cli import onnx_worker
 from mvcr_cli.checkpoint import Checkpoint, load_named, pack, unpack
 from mvcr_cli.cli import main
 from mvcr_cli.config import ExportConfig, ModelConfig, PredictConfig
@@ -393,34 +394,12 @@ def test_mutated_weights_files_give_the_checkpoint_error_and_nothing_else(raw, t
 # Mutants of torch files
 
 
-class Fork:
-    """The worker's process as `subprocess` would give it, without the price of importing torch each time."""
-
-    def __init__(self) -> None:
-        theirs, ours = os.pipe(), os.pipe()
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            for descriptor, place in ((theirs[0], 0), (ours[1], 1)):
-                os.dup2(descriptor, place)
-            os.closerange(3, 1000)
-            sys.stdin = os.fdopen(0)
-            try:
-                torch_worker.main()
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        os.close(theirs[0])
-        os.close(ours[1])
-        self.stdin, self.stdout = os.fdopen(theirs[1], "wb"), os.fdopen(ours[0], "rb")
-
-    def kill(self) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, 9)
-
-    def wait(self, seconds: float | None = None) -> None:
-        if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerForks]:
+    forks = WorkerForks()
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: forks.start())
+    yield forks
+    forks.close()
 
 
 class Ended(CheckpointError):
@@ -473,7 +452,7 @@ def torch_mutant(chance: random.Random, seeds: list[bytes]) -> bytes:
 
 @pytest.mark.filterwarnings("ignore:Validating sparse")
 @pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_mutated_torch_files_give_the_checkpoint_error_and_nothing_else(tmp_path, monkeypatch, figure, count):
+def test_mutated_torch_files_give_the_checkpoint_error_and_nothing_else(tmp_path, workers, figure, count):
     """The conversion without the command line, each file in a confined process of its own."""
     state = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)).state_dict()
     network = torch.nn.Linear(3, 2)
@@ -485,7 +464,6 @@ def test_mutated_torch_files_give_the_checkpoint_error_and_nothing_else(tmp_path
         saved(torch.nn.Linear(2, 2)),
     ]  # fmt: skip
     target = tmp_path / "converted.safetensors"
-    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: Fork())
 
     def read(path: Path) -> None:
         try:
