@@ -27,7 +27,16 @@ from mvcr_cli.paths import display_name
 
 # All that the other process gets to know of this one's environment.
 _ENVIRONMENT = frozenset(
-    {"PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
+    {
+        "PATH",
+        "LD_LIBRARY_PATH",
+        "DYLD_LIBRARY_PATH",
+        "SYSTEMROOT",
+        "TMPDIR",
+        "OMP_NUM_THREADS",
+        "OMP_WAIT_POLICY",
+        "GOMP_SPINCOUNT",
+    }
 )
 ENDING_SECONDS = 1.0  # for a process that has closed its pipes
 

@@ -36,27 +36,32 @@ class ScaleBatchNorm2d(nn.BatchNorm2d):
 class SoftBlur(nn.Module):
     """Low-pass filter before a strided convolution: `x + t (B * x - x)` with B the 3x3 binomial kernel.
 
-    `t` is one learned scalar: 0 is the identity, 1 a full blur.
+    `t` is one learned scalar: 0 is the identity, 1 a full blur. Computed as one depthwise convolution with the kernel
+    `d + t (B - d)`, where d is 1 at the centre and 0 around it.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
     Sources: anti-aliased CNNs, Zhang 2019 (arXiv 1904.11486); here on the block's input, so that the residual
     branch and the shortcut share one blur, and with a learned strength.
     """
 
-    kernel: Tensor
+    centre: Tensor
+    change: Tensor
 
     def __init__(self, channels: int, strength: float) -> None:
         super().__init__()
+        self.channels = channels
         # Numbers, not arithmetic on tensors: on the "meta" device that would load torch's compiler, 100 MB and a second.
-        kernel = [[x * y / 16 for x in (1.0, 2.0, 1.0)] for y in (1.0, 2.0, 1.0)]
-        self.register_buffer("kernel", torch.tensor(kernel).repeat(channels, 1, 1, 1), persistent=False)
+        centre = [[float(y == x == 1) for x in range(3)] for y in range(3)]
+        change = [[y * x / 16 for x in (1.0, 2.0, 1.0)] for y in (1.0, 2.0, 1.0)]
+        change[1][1] -= 1
+        self.register_buffer("centre", torch.tensor([[centre]]), persistent=False)  # 1 x 1 x 3 x 3
+        self.register_buffer("change", torch.tensor([[change]]), persistent=False)
         self.t = nn.Parameter(torch.tensor(float(strength)))
 
     def forward(self, x: Tensor) -> Tensor:
+        kernel = (self.centre + self.t * self.change).to(x.dtype).expand(self.channels, 1, 3, 3)
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        blurred = F.conv2d(padded, self.kernel.to(x.dtype), groups=x.shape[1])
-        # Cast: a float32 scalar would promote a bfloat16 map to float32 and cost twice the memory traffic.
-        return x + self.t.to(x.dtype) * (blurred - x)
+        return F.conv2d(padded, kernel, groups=self.channels)
 
 
 class ScaleAwareConv2d(nn.Conv2d):
