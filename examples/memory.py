@@ -2,8 +2,8 @@
 
 Data: two photographs that come with scikit-learn (CC BY), cut and mirrored into 500 different JPEGs of 12 megapixels
 (4000x3000), in two classes; and the same pictures at 512 px.
-Result: peak resident memory of `mvcr train`, from its summary.json; the same settings on both, one epoch. With zoom, which
-large pictures turn on, tiles are cached in a quarter of --memory.
+Result: peak resident memory of `mvcr train`, from its summary.json, equal settings on both, one epoch: without zoom, and with
+it. Large pictures turn zoom on by themselves; then a quarter of --memory caches tiles, whatever the pictures' size.
 
     python examples/memory.py WORK [--count 500]
 """
@@ -21,7 +21,6 @@ from pathlib import Path
 from PIL import Image
 
 LARGE, SMALL = (4000, 3000), (512, 384)
-RUNS = {"12 MP": ("large", "--zoom off"), "512 px": ("small", ""), "12 MP, with zoom": ("large", "")}
 
 
 def main() -> None:
@@ -31,17 +30,21 @@ def main() -> None:
     parser.add_argument("--options", default="--model mvcr10n --imgsz 128 --batch 32 --epochs 1")
     options = parser.parse_args()
     make(options.work, options.count)
-    peaks = {}
-    for name, (folder, zoom) in RUNS.items():
-        run = options.work / "runs" / name.replace(" ", "-")
-        shutil.rmtree(run, ignore_errors=True)
-        command = [sys.executable, "-m", "mvcr_cli", "train", str(options.work / folder), "--run", str(run),
-                   "--weights", "none", *options.options.split(), *zoom.split()]  # fmt: skip
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        peaks[name] = json.loads((run / "summary.json").read_text())["peak_rss_mb"]
-    print(f"| {options.count} JPEGs of | peak RSS MiB | against 512 px |\n|---|---|---|")
-    for name, peak in peaks.items():
-        print(f"| {name} | {peak:.0f} | {peak - peaks['512 px']:+.0f} |")
+    print("| settings | 12 MP: peak RSS MiB | 512 px | difference |\n|---|---|---|---|")
+    for zoom in ("off", "on"):
+        large, small = (peak(folder, zoom, options) for folder in ("large", "small"))
+        print(f"| `--zoom {zoom}` | {large:.0f} | {small:.0f} | {large - small:+.0f} |", flush=True)
+
+
+def peak(folder: str, zoom: str, options: argparse.Namespace) -> float:
+    """Peak resident memory of a training in MiB."""
+    run: Path = options.work / "runs" / f"{folder}-{zoom}"
+    shutil.rmtree(run, ignore_errors=True)
+    command = [sys.executable, "-m", "mvcr_cli", "train", str(options.work / folder), "--run", str(run), "--weights", "none",
+               "--zoom", zoom, *options.options.split()]  # fmt: skip
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    found: float = json.loads((run / "summary.json").read_text())["peak_rss_mb"]
+    return found
 
 
 def make(work: Path, count: int) -> None:
