@@ -63,9 +63,9 @@ class Checkpoint:
     made: dict[str, Any] = field(default_factory=dict)
 
     def network(self) -> Network:
-        """The network with these weights, in evaluation mode, on the CPU."""
+        """The network in evaluation mode, on the CPU. Its weights are these tensors, not copies of them."""
         network = build(self.config)
-        network.load_state_dict(self.tensors)
+        network.load_state_dict(self.tensors, assign=True)
         return network.eval()
 
     def save(self, path: Path) -> None:
