@@ -729,3 +729,18 @@ def test_the_benchmark_fits_eighty_columns() -> None:
     assert text.count("mvcr14n") == 3 and text.count("25.56") == 3 and text.count("12.34") == 3  # nothing is folded
     assert text.count("batch 8") == 1 and text.count("batch 1,") == 1
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("argv", "code"), [(("--version",), 0), (("train", "nowhere", "--epochs", "0"), 2)])
+def test_the_program_ends_at_once_but_not_before_what_it_owes(argv, code, tmp_path):
+    """Nothing is taken apart at the end; what is to be done and written at the end is done and written."""
+    program = (
+        "import atexit, sys, mvcr_cli.__main__ as program\n"
+        "class Torn:\n    def __del__(self): print('torn apart')\n"
+        "program.torn = Torn()\n"
+        "atexit.register(lambda: sys.stdout.write('owed'))\n"
+        "program.start()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.endswith("owed") and "torn" not in done.stdout
