@@ -17,7 +17,7 @@ from small_zoom import SIDE, ZOOM, needle, needles
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig, ExportConfig, ModelConfig, PredictConfig, ZoomConfig
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.data.tiles import MARGIN, _Search, cut_tiles, open_picture, propose
+from mvcr_cli.data.tiles import MARGIN, TileBatch, _Search, cut_tiles, open_picture, propose
 from mvcr_cli.engine import feed, zoom_step
 from mvcr_cli.engine.evaluate import evaluate, tile_reader
 from mvcr_cli.engine.export import export
@@ -195,6 +195,27 @@ def test_an_attention_without_preference_teaches_the_scorer_nothing():
     sure = torch.tensor([[0.0, 1.0, 0.0]] * 2)
     expected = -ranking.log_softmax(1)[:, 1].mean()
     torch.testing.assert_close(zoom_step._distance(ranking, sure), expected)
+
+
+def test_ranking_leaves_nothing_in_the_cache_of_autocast(data, tmp_path):
+    """Up to torch 2.10, weights that are cast without gradients and kept would be without them in the survey, too."""
+    network = zooming(2, ZoomConfig(tiles=2, candidates=5)).train()
+    tiles = TileBatch(torch.randint(0, 256, (2, 5, 3, 40, 40), dtype=torch.uint8), torch.zeros(2, 5))
+    seen = []
+    ranking = network.rank
+
+    def rank(bag, prior):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled(), torch.is_grad_enabled()))
+        return ranking(bag, prior)
+
+    network.rank = rank  # type: ignore[method-assign]
+    x, target = torch.rand(2, 3, 48, 48), torch.eye(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = zoom_step.zoom_loss(network, x, tiles, target, None, settings(data, tmp_path / "run"), GLANCE, 0.5)
+        assert torch.is_autocast_cache_enabled()
+    loss.backward()
+    assert set(seen) == {(True, False, False)}
+    assert all(weight.grad is not None and weight.grad.any() for weight in network.scorer.parameters())
 
 
 def test_the_finder_searches_alike_in_training_and_in_use():
