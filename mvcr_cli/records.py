@@ -12,6 +12,8 @@ from typing import Any
 from mvcr_cli.paths import json_path
 
 SCHEMA = 1
+# Codes of files that are passed over and with which no picture is lost. What else is harmless, each command says.
+NO_LOSS = frozenset({"duplicate_link", "hidden", "not_an_image"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

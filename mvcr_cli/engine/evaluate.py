@@ -52,9 +52,10 @@ from mvcr_cli.errors import ConfigMismatch, DataError, UsageError
 from mvcr_cli.models import Network
 from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name
-from mvcr_cli.records import EvalReport, ImageResult, Problem
+from mvcr_cli.records import NO_LOSS, EvalReport, ImageResult, Problem
 
 Probabilities = NDArray[np.float64]
+_UNTOLD = NO_LOSS | {"twin_classes"}  # what a scan finds and an evaluation does not mention
 
 
 def evaluate(config: EvalConfig, *, track: Track = silent,
@@ -109,7 +110,7 @@ def evaluation_set(config: EvalConfig, weights: Path,
     if config.data is not None:
         index = scan(find_evaluation(config.data), follow_links=config.follow_links)
         samples, missing = relabel(index, checkpoint.classes, ignore_extra=config.ignore_extra_classes)
-        return samples, missing, [problem for problem in index.skipped if problem.code not in _HARMLESS]
+        return samples, missing, [problem for problem in index.skipped if problem.code not in _UNTOLD]
     folder = run_directory(weights)
     if folder is None:
         raise ConfigMismatch(
@@ -129,9 +130,6 @@ def unchanged(samples: tuple[Sample, ...]) -> tuple[tuple[Sample, ...], list[Pro
         else:
             problems.append(Problem(path=sample.path, code="changed", detail="another picture than the run recorded"))
     return tuple(kept), problems
-
-
-_HARMLESS = frozenset({"hidden", "not_an_image", "twin_classes", "duplicate_link"})
 
 
 def validation_split(folder: Path, classes: tuple[str, ...]) -> tuple[Sample, ...]:
