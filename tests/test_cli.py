@@ -365,6 +365,20 @@ def test_eval_writes_a_folder_or_a_file(run: Run, tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == (folder / f"predictions{Path(name).suffix}").read_text()
 
 
+@pytest.mark.parametrize(
+    "argv", [["data/eval"], ["data"], ["data/cat/all.csv"], ["link/eval"], ["data/eval", "--scales", "1/2,1"]]
+)
+def test_eval_writes_nothing_into_the_data(
+    argv: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("eval", "./data", "--out", *argv)
+    assert (code, list(tmp_path.rglob("data/*"))) == (73, [tmp_path / "data" / "cat"])
+    assert "inside the data folder" in err and "choose an --out outside of it" in err
+
+
 @pytest.mark.usefixtures("evaluated")
 def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
     _, out, _ = run("eval")
