@@ -163,7 +163,13 @@ class ClassReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """Trustworthy evaluation of one run on one set of pictures. `confusion[i][j]`: true class i predicted as j."""
+    """Trustworthy evaluation of one run on one set of pictures. `confusion[i][j]`: true class i predicted as j.
+
+    Args:
+        skipped: files that should have been evaluated and could not be.
+        ignored: pictures of classes that the run does not know, left out through --ignore-extra-classes.
+        trained_on: how many of the `images` the run has learned from; None where its folder does not tell.
+    """
 
     run: str
     data: str
@@ -179,6 +185,8 @@ class EvalReport:
     confusion: tuple[tuple[int, ...], ...]
     missing_classes: tuple[str, ...]
     skipped: int
+    ignored: int = 0
+    trained_on: int | None = None
     seconds: float
 
 
@@ -205,7 +213,10 @@ class ScalePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleCurve:
-    """Accuracy of one run against object scale. `area` is the mean accuracy over log2 of the scale."""
+    """Accuracy of one run against object scale. `area` is the mean accuracy over log2 of the scale.
+
+    `trained_on` is how many of the pictures the run has learned from; None where its folder does not tell.
+    """
 
     run: str
     size_px: int
@@ -214,6 +225,7 @@ class ScaleCurve:
     worst_factor: float
     worst_accuracy: float
     accuracy_at_1: float
+    trained_on: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +250,7 @@ class ScaleCurveReport:
     worst_difference: float | None
     missing_classes: tuple[str, ...]
     skipped: int
+    ignored: int = 0
     seconds: float
 
 
