@@ -282,7 +282,10 @@ class ConversionReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkRow:
-    """Speed of one model at one input. Milliseconds are a batch; `mac` are multiply-accumulates a picture."""
+    """Speed of one model at one input. Milliseconds are a batch; `mac` are multiply-accumulates a picture.
+
+    `precision` is that of the forward, `train_precision` that of the training step where one was timed.
+    """
 
     model: str
     views: str  # "all", "1", or "auto" at its best
@@ -296,6 +299,7 @@ class BenchmarkRow:
     forward_p50_ms: float
     forward_p95_ms: float
     forward_images_per_second: float
+    train_precision: str | None = None
     train_p50_ms: float | None
     train_images_per_second: float | None
     peak_memory_mb: float
@@ -310,6 +314,7 @@ class LoaderReport:
     decode_images_per_second: float
     loader_images_per_second: float
     train_images_per_second: float
+    train_precision: str
     bottleneck: str  # "loader" or "network"
 
 

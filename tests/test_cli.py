@@ -460,10 +460,10 @@ def test_eval_over_scales_shows_area_worst_and_differences(run: Run) -> None:
 def test_a_loader_report_is_shown(run: Run, fake: Fake) -> None:
     report = LoaderReport(
         images=5, decode_images_per_second=1.0, loader_images_per_second=2.0, train_images_per_second=3.0,
-        bottleneck="loader",
+        train_precision="bf16", bottleneck="loader",
     )  # fmt: skip
     fake("benchmark", lambda config, **_: iter([report]))
-    assert "the loader is the bottleneck" in run("benchmark")[1]
+    assert "training 3.0 images/s in bf16; the loader is the bottleneck" in run("benchmark")[1]
     assert json.loads(run("benchmark", "--json")[1])["record"] == "loader"
 
 
@@ -734,12 +734,13 @@ def test_the_benchmark_fits_eighty_columns() -> None:
         model="mvcr14n", views="all", backend="onnxruntime", device="cpu", precision="fp32", size_px=128, batch=8,
         parameters=25_557_032, mac=16_000_000_000, forward_p50_ms=1234.5, forward_p95_ms=1234.5,
         forward_images_per_second=1234.5, train_p50_ms=1.0, train_images_per_second=1234.5, peak_memory_mb=1234,
-        relative_time=12.34,
+        relative_time=12.34, train_precision="bf16",
     )  # fmt: skip
     rows = [row, dataclasses.replace(row, views="auto"), dataclasses.replace(row, batch=1)]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(tables.benchmark(rows))
     text = console.export_text()
     assert text.count("mvcr14n") == 3 and text.count("25.56") == 3 and text.count("12.34") == 3  # nothing is folded
+    assert text.count("onnxruntime on cpu fp32, training in bf16") == 2
     assert text.count("batch 8") == 1 and text.count("batch 1,") == 1
     assert max(map(len, text.splitlines())) <= 80

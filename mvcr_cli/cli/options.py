@@ -294,5 +294,9 @@ Batches = Annotated[
 ]
 Classes = Annotated[int, typer.Option("--classes", metavar="N", help="Classes of the models.")]
 Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="Timed repetitions.")]
+BenchmarkPrecision = Annotated[
+    config.Precision,
+    _machine("--precision", help="Number format; auto is fp32 to judge, and what mvcr train takes to train."),
+]
 NoOnnx = Annotated[bool, _flag("--no-onnx", help="Leave out onnxruntime.")]
 NoTrain = Annotated[bool, _flag("--no-train", help="Leave out training steps.")]

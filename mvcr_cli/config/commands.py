@@ -104,7 +104,10 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """`mvcr benchmark`. `models` empty and `run=None` benchmarks the default models."""
+    """`mvcr benchmark`. `models` empty and `run=None` benchmarks the default models.
+
+    `precision="auto"` is what the other commands do by default: fp32 to judge, and to train what `mvcr train` takes.
+    """
 
     models: tuple[str, ...] = ()
     run: Path | None = None
@@ -114,7 +117,7 @@ class BenchmarkConfig:
     classes: int = 10
     rounds: int = 10
     device: Device = "auto"
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     threads: int | None = None
     workers: int | None = None
     onnx: bool = True
