@@ -236,6 +236,31 @@ def test_offline_can_be_set_in_the_environment(run: Run, fake: Fake, monkeypatch
     assert trained_with(run, fake).offline
 
 
+@pytest.mark.parametrize(
+    ("command", "has", "lacks"),
+    [
+        ("predict", ("exported file", "ImageNet", "until a view is sure"), ()),
+        ("eval", ("Run folder or weights file", "until a view is sure"), ("exported file",)),
+        ("export", ("Run folder or weights file", "<1|all>"), ("exported file", "until a view is sure", "|auto>")),
+        ("train", ("Side of the view at scale 1",), ("largest view",)),
+    ],
+)
+def test_help_tells_what_the_command_takes(
+    command: str, has: tuple[str, ...], lacks: tuple[str, ...], run: Run
+) -> None:
+    code, out, _ = run(command, "--help")
+    text = " ".join(out.replace("│", " ").split())
+    assert code == 0
+    assert [words for words in has if words not in text] == []
+    assert [words for words in lacks if words in text] == []
+
+
+def test_an_export_that_would_stop_early_is_refused(run: Run) -> None:
+    code, _, err = run("export", "--views", "auto")
+    assert code == 2
+    assert "'auto' is not one of" in err
+
+
 def test_top_level_help_shows_five_examples(run: Run) -> None:
     _, out, _ = run("--help")
     assert len(re.findall(r"^ +mvcr \w+ .*#", out, re.M)) == 5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvcr_cli.config.checks import check, check_batch, check_imgsz, check_preset, check_workers
-from mvcr_cli.config.constants import MOST_SHRUNK, Device, ExportFormat, Look, Precision
+from mvcr_cli.config.constants import MOST_SHRUNK, Device, ExportFormat, ExportLook, Look, Precision
 from mvcr_cli.config.parsing import factor_text
 from mvcr_cli.errors import UsageError
 
@@ -81,14 +81,14 @@ class ExportConfig:
     run: Path | None = None
     from_torch: Path | None = None
     format: ExportFormat = "onnx"
-    views: Look = "all"
+    views: ExportLook = "all"
     out: Path | None = None
     images: int = 64
     tolerance: float = 1e-4
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check(self.views != "auto", "--views", self.views, "1 or all: a graph cannot stop early")
+        check(self.views in ("1", "all"), "--views", self.views, "1 or all: a graph cannot stop early")
         check(1 <= self.images <= 100_000, "--images", self.images, "between 1 and 100,000")
         check(0 < self.tolerance < 1, "--tolerance", self.tolerance, "between 0 and 1")
         if self.from_torch is not None:
