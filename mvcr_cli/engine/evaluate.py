@@ -80,11 +80,12 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
     network = checkpoint.network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     look_through(network, config.views)
     cache, zoom = PixelCache(0), tile_reader(network, checkpoint.preprocess, 0)
+    batch = config.batch if zoom is None else zoom.at_once(config.batch)
     batches = evaluation_batches(
-        samples, checkpoint.preprocess, config.batch, default_workers(config.workers), cache, zoom=zoom
+        samples, checkpoint.preprocess, batch, default_workers(config.workers), cache, zoom=zoom
     )
     kept, probabilities = infer(
-        network, track(batches, total=-(-len(samples) // config.batch), label="evaluating"), device,
+        network, track(batches, total=-(-len(samples) // batch), label="evaluating"), device,
         pick_precision(config.precision, device),
     )  # fmt: skip
     problems += (cache if zoom is None else zoom).problems.values()
