@@ -1,4 +1,4 @@
-"""`mvcr`, `python -m mvcr_cli` and torchrun start here; nothing heavy is imported before the clock is read."""
+"""`mvcr` and `python -m mvcr_cli` start here; nothing heavy is imported before the clock is read."""
 
 from __future__ import annotations
 

@@ -99,6 +99,21 @@ def _inert(cell: Any) -> Any:
     return "'" + shown if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else shown
 
 
+def refuse_inside(data: Path, place: Path, what: str, option: str) -> None:
+    """Refuse to write into a data folder, which no command changes, and where results would be taken for data.
+
+    Args:
+        what: is written, as in "the run".
+        option: says where.
+
+    Raises: CannotCreate.
+    """
+    if place.resolve().is_relative_to(data.resolve()):
+        raise CannotCreate(
+            f"{what} {display_name(place)} would be written inside the data folder", f"choose {option} outside of it"
+        )
+
+
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, a crash or a full disk sees the old one or the new one, never a part.
 

@@ -12,6 +12,8 @@ from typing import Any
 from mvcr_cli.paths import json_path
 
 SCHEMA = 1
+# Codes of files that are passed over and with which no picture is lost. What else is harmless, each command says.
+NO_LOSS = frozenset({"duplicate_link", "hidden", "not_an_image"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +163,13 @@ class ClassReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """Trustworthy evaluation of one run on one set of pictures. `confusion[i][j]`: true class i predicted as j."""
+    """Trustworthy evaluation of one run on one set of pictures. `confusion[i][j]`: true class i predicted as j.
+
+    Args:
+        skipped: files that should have been evaluated and could not be.
+        ignored: pictures of classes that the run does not know, left out through --ignore-extra-classes.
+        trained_on: how many of the `images` the run has learned from; None where its folder does not tell.
+    """
 
     run: str
     data: str
@@ -177,6 +185,8 @@ class EvalReport:
     confusion: tuple[tuple[int, ...], ...]
     missing_classes: tuple[str, ...]
     skipped: int
+    ignored: int = 0
+    trained_on: int | None = None
     seconds: float
 
 
@@ -203,7 +213,10 @@ class ScalePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleCurve:
-    """Accuracy of one run against object scale. `area` is the mean accuracy over log2 of the scale."""
+    """Accuracy of one run against object scale. `area` is the mean accuracy over log2 of the scale.
+
+    `trained_on` is how many of the pictures the run has learned from; None where its folder does not tell.
+    """
 
     run: str
     size_px: int
@@ -212,6 +225,7 @@ class ScaleCurve:
     worst_factor: float
     worst_accuracy: float
     accuracy_at_1: float
+    trained_on: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +250,7 @@ class ScaleCurveReport:
     worst_difference: float | None
     missing_classes: tuple[str, ...]
     skipped: int
+    ignored: int = 0
     seconds: float
 
 
@@ -267,7 +282,10 @@ class ConversionReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkRow:
-    """Speed of one model at one input. Milliseconds are a batch; `mac` are multiply-accumulates a picture."""
+    """Speed of one model at one input. Milliseconds are a batch; `mac` are multiply-accumulates a picture.
+
+    `precision` is that of the forward, `train_precision` that of the training step where one was timed.
+    """
 
     model: str
     views: str  # "all", "1", or "auto" at its best
@@ -281,6 +299,7 @@ class BenchmarkRow:
     forward_p50_ms: float
     forward_p95_ms: float
     forward_images_per_second: float
+    train_precision: str | None = None
     train_p50_ms: float | None
     train_images_per_second: float | None
     peak_memory_mb: float
@@ -295,6 +314,7 @@ class LoaderReport:
     decode_images_per_second: float
     loader_images_per_second: float
     train_images_per_second: float
+    train_precision: str
     bottleneck: str  # "loader" or "network"
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import benchmark as engine
 from mvcr_cli.engine import measure, reading
 from mvcr_cli.engine.benchmark import DEFAULT_MODELS, Subject, benchmark, choose
-from mvcr_cli.engine.contenders import Entry, plain_config, untrained
+from mvcr_cli.engine.contenders import EagerContender, Entry, plain_config, untrained
 from mvcr_cli.engine.measure import Times, interleaved, peak_memory, refusing_out_of_memory, restart_resident_peak
+from mvcr_cli.engine.session import Session
 from mvcr_cli.errors import ConfigMismatch, DataError, InputMissing, UsageError, WorkerFailed
 from mvcr_cli.models import build, config_for, parameter_count, plain_twin
 from mvcr_cli.paths import to_json
@@ -78,6 +80,42 @@ def test_a_training_step_is_timed_where_training_would_take_the_batch(rows: list
     assert {row.batch: row.train_p50_ms is not None for row in rows} == {1: False, 2: True}
     untimed = benchmark(replace(QUICK, batches=(2,), train=False))
     assert all(isinstance(row, BenchmarkRow) and row.train_p50_ms is None for row in untimed)
+
+
+def test_steps_are_timed_in_what_training_takes_and_forwards_in_what_evaluation_does(monkeypatch) -> None:
+    seen: list[tuple[bool, torch.dtype]] = []
+    step, forward = Session.step, EagerContender.forward
+
+    def watched_step(self: Session, *given: Any) -> torch.Tensor:
+        seen.append((True, self.dtype))
+        return step(self, *given)
+
+    def watched_forward(self: EagerContender) -> None:
+        seen.append((False, self.machine.dtype))
+        forward(self)
+
+    monkeypatch.setattr(Session, "step", watched_step)
+    monkeypatch.setattr(EagerContender, "forward", watched_forward)
+    for has_bf16, precision, expected in (
+        (True, "auto", ("fp32", "bf16")), (False, "auto", ("fp32", "fp32")), (True, "fp32", ("fp32", "fp32")),
+        (False, "bf16", ("bf16", "bf16")),
+    ):  # fmt: skip
+        monkeypatch.setattr("mvcr_cli.engine.cpu_has_bf16", lambda has_bf16=has_bf16: has_bf16)
+        seen.clear()
+        (row,) = benchmark(replace(QUICK, batches=(2,), rounds=1, precision=precision))
+        assert isinstance(row, BenchmarkRow)
+        assert (row.precision, row.train_precision) == expected
+        assert {(trains, engine.PRECISION_NAMES[dtype]) for trains, dtype in seen} == {
+            (False, expected[0]), (True, expected[1])
+        }  # fmt: skip
+
+
+def test_the_verdict_on_reading_says_in_what_was_trained(photo_folder: Callable[..., Path], monkeypatch) -> None:
+    monkeypatch.setattr("mvcr_cli.engine.cpu_has_bf16", lambda: True)
+    folder = photo_folder(images=2)
+    *_, report = benchmark(replace(QUICK, data=folder, batches=(2,), rounds=1, train=False, precision="auto"))
+    assert isinstance(report, LoaderReport)
+    assert report.train_precision == "bf16"
 
 
 def test_records_are_json(rows: list[BenchmarkRow]) -> None:

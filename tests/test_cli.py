@@ -236,6 +236,31 @@ def test_offline_can_be_set_in_the_environment(run: Run, fake: Fake, monkeypatch
     assert trained_with(run, fake).offline
 
 
+@pytest.mark.parametrize(
+    ("command", "has", "lacks"),
+    [
+        ("predict", ("exported file", "ImageNet", "until a view is sure"), ()),
+        ("eval", ("Run folder or weights file", "until a view is sure"), ("exported file",)),
+        ("export", ("Run folder or weights file", "<1|all>"), ("exported file", "until a view is sure", "|auto>")),
+        ("train", ("Side of the view at scale 1",), ("largest view",)),
+    ],
+)
+def test_help_tells_what_the_command_takes(
+    command: str, has: tuple[str, ...], lacks: tuple[str, ...], run: Run
+) -> None:
+    code, out, _ = run(command, "--help")
+    text = " ".join(out.replace("│", " ").split())
+    assert code == 0
+    assert [words for words in has if words not in text] == []
+    assert [words for words in lacks if words in text] == []
+
+
+def test_an_export_that_would_stop_early_is_refused(run: Run) -> None:
+    code, _, err = run("export", "--views", "auto")
+    assert code == 2
+    assert "'auto' is not one of" in err
+
+
 def test_top_level_help_shows_five_examples(run: Run) -> None:
     _, out, _ = run("--help")
     assert len(re.findall(r"^ +mvcr \w+ .*#", out, re.M)) == 5
@@ -365,6 +390,20 @@ def test_eval_writes_a_folder_or_a_file(run: Run, tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == (folder / f"predictions{Path(name).suffix}").read_text()
 
 
+@pytest.mark.parametrize(
+    "argv", [["data/eval"], ["data"], ["data/cat/all.csv"], ["link/eval"], ["data/eval", "--scales", "1/2,1"]]
+)
+def test_eval_writes_nothing_into_the_data(
+    argv: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("eval", "./data", "--out", *argv)
+    assert (code, list(tmp_path.rglob("data/*"))) == (73, [tmp_path / "data" / "cat"])
+    assert "inside the data folder" in err and "choose an --out outside of it" in err
+
+
 @pytest.mark.usefixtures("evaluated")
 def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
     _, out, _ = run("eval")
@@ -446,10 +485,10 @@ def test_eval_over_scales_shows_area_worst_and_differences(run: Run) -> None:
 def test_a_loader_report_is_shown(run: Run, fake: Fake) -> None:
     report = LoaderReport(
         images=5, decode_images_per_second=1.0, loader_images_per_second=2.0, train_images_per_second=3.0,
-        bottleneck="loader",
+        train_precision="bf16", bottleneck="loader",
     )  # fmt: skip
     fake("benchmark", lambda config, **_: iter([report]))
-    assert "the loader is the bottleneck" in run("benchmark")[1]
+    assert "training 3.0 images/s in bf16; the loader is the bottleneck" in run("benchmark")[1]
     assert json.loads(run("benchmark", "--json")[1])["record"] == "loader"
 
 
@@ -720,13 +759,14 @@ def test_the_benchmark_fits_eighty_columns() -> None:
         model="mvcr14n", views="all", backend="onnxruntime", device="cpu", precision="fp32", size_px=128, batch=8,
         parameters=25_557_032, mac=16_000_000_000, forward_p50_ms=1234.5, forward_p95_ms=1234.5,
         forward_images_per_second=1234.5, train_p50_ms=1.0, train_images_per_second=1234.5, peak_memory_mb=1234,
-        relative_time=12.34,
+        relative_time=12.34, train_precision="bf16",
     )  # fmt: skip
     rows = [row, dataclasses.replace(row, views="auto"), dataclasses.replace(row, batch=1)]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(tables.benchmark(rows))
     text = console.export_text()
     assert text.count("mvcr14n") == 3 and text.count("25.56") == 3 and text.count("12.34") == 3  # nothing is folded
+    assert text.count("onnxruntime on cpu fp32, training in bf16") == 2
     assert text.count("batch 8") == 1 and text.count("batch 1,") == 1
     assert max(map(len, text.splitlines())) <= 80
 

@@ -18,8 +18,8 @@ from mvcr_cli.config import EvalConfig, PredictConfig
 from mvcr_cli.data.folder import scan
 from mvcr_cli.engine.evaluate import evaluate, summarise
 from mvcr_cli.engine.predict import predict
-from mvcr_cli.errors import ConfigMismatch, DataError, InputMissing
-from mvcr_cli.records import ImageResult, Prediction
+from mvcr_cli.errors import CannotCreate, ConfigMismatch, DataError, InputMissing
+from mvcr_cli.records import ImageResult, Prediction, record
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,15 @@ def test_unknown_classes_are_refused_or_left_out(run, other, tmp_path):
     shutil.copytree(more / "circle", more / "aardvark")
     with pytest.raises(DataError, match="aardvark"):
         check(run, more)
+    shutil.copytree(more / "circle", more / "zebra")
+    (more / "zebra" / "050.png").unlink()
     full, results, _ = check(run, other)
-    report, fewer, _ = check(run, more, ignore_extra_classes=True)
+    said: list[str] = []
+    config = EvalConfig(data=more, run=run, device="cpu", workers=1, ignore_extra_classes=True)
+    report, fewer, _ = evaluate(config, say=said.append)
+    assert (full.ignored, report.ignored) == (0, 5)
+    assert said == ["left out 5 pictures of classes that the run does not know: aardvark 3, zebra 2"]
+    assert record(report)["ignored"] == 5
     assert report.confusion == full.confusion
     assert [result.probabilities for result in fewer] == [result.probabilities for result in results]
 
@@ -143,6 +150,33 @@ def test_a_folder_of_splits_is_judged_by_its_held_out_part(run, other, tmp_path,
     for number, name in enumerate(folders):
         shapes(root / name, classes=("circle", "square"), images=number + 1)
     assert check(run, root)[0].images == 2 * len(folders)
+
+
+def test_pictures_that_the_run_was_trained_on_are_said_and_counted(run, data, other, tmp_path):
+    def asked(folder: Path | None, run: Path = run) -> tuple[int | None, list[str]]:
+        said: list[str] = []
+        report, *_ = evaluate(EvalConfig(data=folder, run=run, device="cpu", workers=1), say=said.append)
+        return record(report)["trained_on"], said
+
+    learned = len(json.loads((run / "split.json").read_text())["train"])
+    assert 0 < learned < 24
+    assert asked(data) == (learned, [f"{run} was trained on {learned} of these 24 pictures"])
+    assert asked(other) == (0, [])
+    assert asked(None) == (0, [])
+    alone = shutil.copy(run / "weights" / "best.safetensors", tmp_path / "alone.safetensors")
+    assert asked(data, Path(alone)) == (None, [])
+
+
+@pytest.mark.parametrize("name", ["results", "circle/predictions.csv"])
+def test_results_are_not_written_into_the_folder_of_a_split(run, data, name):
+    with pytest.raises(CannotCreate, match="inside the data folder"):
+        check(run, out=data / name)
+
+
+def test_a_damaged_record_of_training_pictures_keeps_nobody_from_evaluating(run, other, tmp_path):
+    mine = shutil.copytree(run, tmp_path / "run")
+    (mine / "split.json").write_text("{")
+    assert check(mine, other)[0].trained_on is None
 
 
 def test_bad_pictures_are_reported_once_and_not_scored(run, other, tmp_path):

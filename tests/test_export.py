@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mvcr_cli.config import ExportConfig, PredictConfig
 from mvcr_cli.data.folder import scan
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import export as engine
-from mvcr_cli.engine.evaluate import split_record
+from mvcr_cli.engine.evaluate import split_record, validation_split
 from mvcr_cli.engine.export import CHECK_SIZES, compare, export
 from mvcr_cli.engine.onnx_predictor import OnnxPredictor
 from mvcr_cli.engine.predict import predict
@@ -117,6 +117,19 @@ def test_batch_of_equal_sizes_is_each_picture_alone(run: Path) -> None:
 def test_the_name_of_a_run_may_have_a_dot(run: Path) -> None:
     dotted = run.rename(run.parent / "leaves-0.5")
     assert Path(export(ExportConfig(run=dotted, format="safetensors")).file).name == "leaves-0.5.safetensors"
+
+
+def test_the_run_in_the_current_folder_names_the_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    assert export(ExportConfig(run=Path("."), format="safetensors")).file == "r.safetensors"
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(12, range(12)), (7, (0, 1, 3, 5, 6, 8, 10)), (50, range(12))])
+def test_the_checked_pictures_are_spread_over_all(run: Path, limit: int, expected: Sequence[int]) -> None:
+    made = checkpoint()
+    every = validation_split(run, made.classes)
+    assert len(every) == 12
+    assert engine._checked_samples(run, made, limit) == tuple(every[place] for place in expected)
 
 
 def test_failed_check_writes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

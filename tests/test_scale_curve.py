@@ -267,11 +267,13 @@ def test_a_class_that_the_other_run_does_not_know_is_refused(run, larger, other,
 def test_pictures_that_the_other_run_learned_from_are_said(run, larger):
     said: list[str] = []
     config = EvalConfig(run=run, scales=(0.5, 1.0), device="cpu", workers=1, against=larger)
-    scale_curve(config, say=said.append)
+    report, _ = scale_curve(config, say=said.append)
     learned = {row[2] for row in json.loads((larger / "split.json").read_text())["train"]}
     asked = [row[2] for row in json.loads((run / "split.json").read_text())["val"]]
     assert 0 < sum(digest in learned for digest in asked) < 8
     assert said == [f"{larger} was trained on {sum(digest in learned for digest in asked)} of these 8 pictures"]
+    assert report.against is not None
+    assert (report.curve.trained_on, report.against.trained_on) == (0, sum(digest in learned for digest in asked))
 
 
 def test_a_picture_that_is_bad_counts_at_no_scale(run, other, tmp_path):

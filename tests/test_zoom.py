@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,20 @@ from small_run import settings, stop_at, trained
 from small_zoom import SIDE, ZOOM, needle, needles
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import EvalConfig, ExportConfig, ModelConfig, PredictConfig, ZoomConfig
+from mvcr_cli.config import MEBIBYTE, EvalConfig, ExportConfig, ModelConfig, PredictConfig, ZoomConfig
+from mvcr_cli.data import tiles as tiles_module
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.data.tiles import MARGIN, _Search, cut_tiles, open_picture, propose
+from mvcr_cli.data.tiles import (
+    BATCHES_HELD,
+    MARGIN,
+    TileBatch,
+    TileReader,
+    Tiles,
+    _Search,
+    cut_tiles,
+    open_picture,
+    propose,
+)
 from mvcr_cli.engine import feed, zoom_step
 from mvcr_cli.engine.evaluate import evaluate, tile_reader
 from mvcr_cli.engine.export import export
@@ -197,6 +210,27 @@ def test_an_attention_without_preference_teaches_the_scorer_nothing():
     torch.testing.assert_close(zoom_step._distance(ranking, sure), expected)
 
 
+def test_ranking_leaves_nothing_in_the_cache_of_autocast(data, tmp_path):
+    """Up to torch 2.10, weights that are cast without gradients and kept would be without them in the survey, too."""
+    network = zooming(2, ZoomConfig(tiles=2, candidates=5)).train()
+    tiles = TileBatch(torch.randint(0, 256, (2, 5, 3, 40, 40), dtype=torch.uint8), torch.zeros(2, 5))
+    seen = []
+    ranking = network.rank
+
+    def rank(bag, prior):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled(), torch.is_grad_enabled()))
+        return ranking(bag, prior)
+
+    network.rank = rank  # type: ignore[method-assign]
+    x, target = torch.rand(2, 3, 48, 48), torch.eye(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = zoom_step.zoom_loss(network, x, tiles, target, None, settings(data, tmp_path / "run"), GLANCE, 0.5)
+        assert torch.is_autocast_cache_enabled()
+    loss.backward()
+    assert set(seen) == {(True, False, False)}
+    assert all(weight.grad is not None and weight.grad.any() for weight in network.scorer.parameters())
+
+
 def test_the_finder_searches_alike_in_training_and_in_use():
     network = zooming(2, ZoomConfig(tiles=2, candidates=20)).train()
     network.scorer(torch.rand(4, 3, 40, 40))  # moves its running statistics
@@ -285,6 +319,45 @@ def test_a_prediction_names_the_tiles_that_decided(undisturbed, tmp_path):
     with Image.open(row["explanation"]) as overlay:
         assert overlay.size == (1024, 896)
     assert json.dumps(row, allow_nan=False)
+
+
+def reader(tile_px: int, candidates: int = 128) -> TileReader:
+    return TileReader(ZoomConfig(tiles=4, candidates=candidates, tile_px=tile_px), GLANCE, 0)
+
+
+def test_small_tiles_leave_the_batch_as_it_is_and_large_ones_do_not():
+    assert reader(64).at_once(32) == 32
+    for tile_px in (112, 224, 512, 1024):
+        batch = reader(tile_px).at_once(1000)
+        held = BATCHES_HELD * batch * 128 * 3 * (tile_px + 2 * MARGIN) ** 2
+        assert batch == 1 or 256 * MEBIBYTE < held <= 512 * MEBIBYTE
+    assert reader(512).at_once(32) == 1
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_pictures_in_advance_stay_within_the_bytes_of_their_candidates(command, data, undisturbed, monkeypatch):
+    zoom = Checkpoint.load(undisturbed / "weights" / "best.safetensors").config.zoom
+    assert zoom is not None
+    room = 9  # pictures: two at once, four read in advance
+    monkeypatch.setattr(tiles_module, "CANDIDATE_BYTES", room * zoom.candidates * 3 * (zoom.tile_px + 2 * MARGIN) ** 2)
+    alive: set[int] = set()
+    most, looked = [0], TileReader.look
+
+    def look(self: TileReader, picture: Any) -> tuple[Image.Image, Tiles]:
+        glance, tiles = looked(self, picture)
+        alive.add(id(tiles))
+        most.append(len(alive))
+        weakref.finalize(tiles, alive.discard, id(tiles))
+        return glance, tiles
+
+    monkeypatch.setattr(TileReader, "look", look)
+    if command == "eval":
+        report, *_ = evaluate(EvalConfig(data=data, run=undisturbed, device="cpu", workers=2, batch=16))
+        assert report.images == 32
+    else:
+        config = PredictConfig(inputs=(str(data),), run=undisturbed, device="cpu", workers=2, batch=16)
+        assert len(list(predict(config))) == 32
+    assert 4 < max(most) <= room
 
 
 def test_a_plain_network_explains_with_a_map_a_view(data, tmp_path):

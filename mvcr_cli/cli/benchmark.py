@@ -25,7 +25,7 @@ def benchmark(
     no_onnx: o.NoOnnx = not BenchmarkConfig.onnx,
     no_train: o.NoTrain = not BenchmarkConfig.train,
     device: o.Device = BenchmarkConfig.device,
-    precision: o.Precision = BenchmarkConfig.precision,
+    precision: o.BenchmarkPrecision = BenchmarkConfig.precision,
     threads: o.Threads = BenchmarkConfig.threads,
     workers: o.Workers = BenchmarkConfig.workers,
     json: o.Json = False,

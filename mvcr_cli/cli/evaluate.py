@@ -14,7 +14,16 @@ from mvcr_cli.cli.scale_curve import show_scale_curve
 from mvcr_cli.cli.session import config_of, session_of
 from mvcr_cli.config import EvalConfig
 from mvcr_cli.errors import CannotCreate, ExitCode, NotPermitted, UsageError
-from mvcr_cli.paths import csv_text, display_name, json_path, to_json, write_error, write_json, write_whole
+from mvcr_cli.paths import (
+    csv_text,
+    display_name,
+    json_path,
+    refuse_inside,
+    to_json,
+    write_error,
+    write_json,
+    write_whole,
+)
 from mvcr_cli.records import EvalReport, ImageResult, Problem, record
 
 FILE_SUFFIXES = (".csv", ".jsonl")
@@ -46,6 +55,8 @@ def evaluate(
         )
     if config.out is not None:
         check_out(config.out)
+        if config.data is not None:
+            refuse_inside(config.data, config.out, "the results", "an --out")
     if config.scales is not None:
         show_scale_curve(ctx, config, json)
         return

@@ -14,7 +14,7 @@ def export(
     run: o.Run = ExportConfig.run,
     from_torch: o.FromTorch = ExportConfig.from_torch,
     format: o.ExportFormat = ExportConfig.format,  # noqa: A002
-    views: o.Views = ExportConfig.views,
+    views: o.ExportViews = ExportConfig.views,
     out: o.ExportOut = ExportConfig.out,
     images: o.Images = ExportConfig.images,
     tolerance: o.Tolerance = ExportConfig.tolerance,

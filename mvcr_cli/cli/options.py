@@ -59,7 +59,7 @@ _talk_flag = partial(_flag, rich_help_panel="Output")
 Run = Annotated[
     Path | None,
     _file("--run", "-r", parser=partial(_path, "--run"),
-          help="Run folder, weights file or exported file; the newest finished run below ./runs when left out."),
+          help="Run folder or weights file; the newest finished run below ./runs when left out."),
 ]  # fmt: skip
 Workers = Annotated[
     int | None,
@@ -115,7 +115,7 @@ Weights = Annotated[
 ImgSize = Annotated[
     int | None,
     _model("--imgsz", parser=partial(config.parse_auto, "--imgsz"), metavar="PX|auto", show_default="auto",
-           help="Side of the largest view."),
+           help="Side of the view at scale 1."),
 ]  # fmt: skip
 Fit = Annotated[config.Fit, _model("--fit", help="Keep the aspect and pad, or stretch to a square.")]
 Scales = Annotated[
@@ -235,6 +235,12 @@ IgnoreExtraClasses = Annotated[
 ]
 
 # mvcr predict
+PredictRun = Annotated[
+    Path | None,
+    _file("--run", "-r", parser=partial(_path, "--run"),
+          help="Run folder, weights file or exported file; the newest finished run below ./runs when left out, else"
+               " the ImageNet network."),
+]  # fmt: skip
 Inputs = Annotated[
     list[str],
     typer.Argument(metavar="INPUTS", parser=partial(_filled, "INPUTS"), show_default=False,
@@ -260,6 +266,10 @@ FromTorch = Annotated[
           help="Instead of a run, a torch file (.pt, .pth) to convert to safetensors for train --weights: tensors by name,"
                " read in a confined process."),
 ]  # fmt: skip
+ExportViews = Annotated[
+    config.ExportLook,
+    typer.Option("--views", help="The view at scale 1 alone (a plain ResNet's cost), or all scales."),
+]
 ExportFormat = Annotated[config.ExportFormat, typer.Option("--format", help="What to write.")]
 ExportOut = Annotated[
     Path | None,
@@ -294,5 +304,9 @@ Batches = Annotated[
 ]
 Classes = Annotated[int, typer.Option("--classes", metavar="N", help="Classes of the models.")]
 Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="Timed repetitions.")]
+BenchmarkPrecision = Annotated[
+    config.Precision,
+    _machine("--precision", help="Number format; auto is fp32 to judge, and what mvcr train takes to train."),
+]
 NoOnnx = Annotated[bool, _flag("--no-onnx", help="Leave out onnxruntime.")]
 NoTrain = Annotated[bool, _flag("--no-train", help="Leave out training steps.")]

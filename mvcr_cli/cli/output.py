@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mvcr_cli.errors import WriteFailed
 from mvcr_cli.paths import display_name, to_json
-from mvcr_cli.records import EpochReport, Problem, record
+from mvcr_cli.records import NO_LOSS, EpochReport, Problem, record
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,9 +25,8 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 FILE_WIDTH = 200  # columns of a table that goes to a file
 NAMES_SHOWN = 20
 
-
 # Found while walking a folder, and no fault of a picture.
-HARMLESS = frozenset({"duplicate_link", "hidden", "link", "not_an_image", "outside_class", "twin_classes"})
+NO_FAULT = NO_LOSS | {"link", "outside_class", "twin_classes"}
 
 
 class ReaderLeftError(Exception):
@@ -41,7 +40,7 @@ def one_line(text: str) -> str:
 
 def is_bad(problem: Problem) -> bool:
     """A picture that should have been used, and could not be."""
-    return problem.code not in HARMLESS
+    return problem.code not in NO_FAULT
 
 
 class _Talk(io.TextIOWrapper):

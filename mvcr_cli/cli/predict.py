@@ -22,7 +22,7 @@ CSV_HEADER = ("path", "label", "probability", "width", "height", "error", "detai
 def predict(
     ctx: typer.Context,
     inputs: o.Inputs,
-    run: o.Run = PredictConfig.run,
+    run: o.PredictRun = PredictConfig.run,
     topk: o.TopK = PredictConfig.topk,
     views: o.Views = PredictConfig.views,
     explain: o.Explain = PredictConfig.explain,

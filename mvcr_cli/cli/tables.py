@@ -247,8 +247,10 @@ def points(value: float) -> str:
 def benchmark(rows: Sequence[BenchmarkRow]) -> RenderableType:
     """A table for all rows at one input and backend, narrow enough for 80 columns."""
     parts: list[RenderableType] = []
-    for (size, batch, backend, where), group in itertools.groupby(rows, _circumstances):
-        parts += [Text(f"\n{size} px, batch {batch}, {backend} on {where}"), _benchmark_table(group)]
+    for (size, batch, backend, where), same in itertools.groupby(rows, _circumstances):
+        group = list(same)
+        trained = next((f", training in {row.train_precision}" for row in group if row.train_precision), "")
+        parts += [Text(f"\n{size} px, batch {batch}, {backend} on {where}{trained}"), _benchmark_table(group)]
     if any(row.views == "auto" for row in rows):
         parts.append(Text("\nviews auto: at best, when the cheapest view is sure at once"))
     return Group(*parts)
@@ -281,7 +283,8 @@ def _short(value: float) -> str:
 def loader(report: LoaderReport) -> str:
     return (
         f"reading {report.images:,} pictures: decode {report.decode_images_per_second:,.1f}, loader"
-        f" {report.loader_images_per_second:,.1f}, training {report.train_images_per_second:,.1f} images/s;"
+        f" {report.loader_images_per_second:,.1f}, training {report.train_images_per_second:,.1f} images/s"
+        f" in {report.train_precision};"
         f" the {report.bottleneck} is the bottleneck\n"
     )
 

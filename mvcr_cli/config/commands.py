@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvcr_cli.config.checks import check, check_batch, check_imgsz, check_preset, check_workers
-from mvcr_cli.config.constants import MOST_SHRUNK, Device, ExportFormat, Look, Precision
+from mvcr_cli.config.constants import MOST_SHRUNK, Device, ExportFormat, ExportLook, Look, Precision
 from mvcr_cli.config.parsing import factor_text
 from mvcr_cli.errors import UsageError
 
@@ -81,14 +81,14 @@ class ExportConfig:
     run: Path | None = None
     from_torch: Path | None = None
     format: ExportFormat = "onnx"
-    views: Look = "all"
+    views: ExportLook = "all"
     out: Path | None = None
     images: int = 64
     tolerance: float = 1e-4
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check(self.views != "auto", "--views", self.views, "1 or all: a graph cannot stop early")
+        check(self.views in ("1", "all"), "--views", self.views, "1 or all: a graph cannot stop early")
         check(1 <= self.images <= 100_000, "--images", self.images, "between 1 and 100,000")
         check(0 < self.tolerance < 1, "--tolerance", self.tolerance, "between 0 and 1")
         if self.from_torch is not None:
@@ -104,7 +104,10 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """`mvcr benchmark`. `models` empty and `run=None` benchmarks the default models."""
+    """`mvcr benchmark`. `models` empty and `run=None` benchmarks the default models.
+
+    `precision="auto"` is what the other commands do by default: fp32 to judge, and to train what `mvcr train` takes.
+    """
 
     models: tuple[str, ...] = ()
     run: Path | None = None
@@ -114,7 +117,7 @@ class BenchmarkConfig:
     classes: int = 10
     rounds: int = 10
     device: Device = "auto"
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     threads: int | None = None
     workers: int | None = None
     onnx: bool = True

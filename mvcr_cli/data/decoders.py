@@ -17,12 +17,14 @@ from PIL import Image
 from mvcr_cli.data.colour import extremes, grey_range, is_deep_grey, to_rgb
 from mvcr_cli.data.images import (
     MAX_HUGE_PIXELS,
+    decoding_cost,
     load_pixels,
     open_regular,
     opened,
     orientation_of,
     stored_size,
 )
+from mvcr_cli.data.in_flight import in_flight
 from mvcr_cli.errors import BadImage
 
 Fetch = Callable[[int, int, int, int], NDArray[np.uint8]]  # left, top, width, height -> (height, width, 3)
@@ -115,7 +117,7 @@ class Decoder(Protocol):
 
 
 class WholeDecoder:
-    """Pillow's: the picture is decoded at the first use and kept, 4 bytes a pixel."""
+    """Pillow's: the picture is decoded at the first use and kept until `close`, 4 bytes a pixel."""
 
     random_access = True
     reductions: tuple[int, ...] = (1,)
@@ -129,6 +131,7 @@ class WholeDecoder:
             if stored.orientation > 4:
                 self.width, self.height = stored.height, stored.width
         self._image: Image.Image | None = None
+        self._holding = contextlib.ExitStack()
         self._grey: tuple[float, float] | None = None
 
     @contextlib.contextmanager
@@ -139,12 +142,18 @@ class WholeDecoder:
 
     def _load(self) -> None:
         with opened(self._stored.path, MAX_HUGE_PIXELS) as image:
-            load_pixels(image, image.size)
+            self._holding.enter_context(in_flight.holding(decoding_cost(image, image.size)))
+            load_pixels(image)
             if image.size != (self.width, self.height):
                 raise BadImage("corrupt", "the file changed while it was read")
             if is_deep_grey(image.mode):
                 self._grey = grey_range(image.mode, *extremes(np.asarray(image)))
             self._image = image
+
+    def close(self) -> None:
+        """Let go of the picture."""
+        self._image = None
+        self._holding.close()
 
     def _fetch(self, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
         assert self._image is not None

@@ -201,11 +201,10 @@ def relabel(
     Raises: DataError when the folder has pictures of other classes, unless `ignore_extra`; and when no picture is left.
     """
     known = {name: label for label, name in enumerate(classes)}
-    pictures = Counter(index.classes[sample.label] for sample in index.samples)
-    extra = [name for name in pictures if name not in known]
+    extra = extra_classes(index, classes)
     if extra and not ignore_extra:
         raise DataError(
-            f"{display_name(index.root)} has unknown classes: {_names(extra)}",
+            f"{display_name(index.root)} has unknown classes: {_names(list(extra))}",
             f"known are {_names(classes)}; `mvcr eval --ignore-extra-classes` leaves the others out",
         )
     kept = tuple(
@@ -213,7 +212,14 @@ def relabel(
     )
     if not kept:
         raise DataError(f"{display_name(index.root)} has no picture of a known class", f"known are {_names(classes)}")
-    return kept, tuple(name for name in classes if name not in pictures)
+    pictured = {sample.label for sample in kept}
+    return kept, tuple(name for label, name in enumerate(classes) if label not in pictured)
+
+
+def extra_classes(index: FolderIndex, classes: Sequence[str]) -> dict[str, int]:
+    """How many pictures the folder has of each class that is not in `classes`, in the order of the folder's classes."""
+    pictures, known = Counter(sample.label for sample in index.samples), frozenset(classes)
+    return {index.classes[label]: n for label, n in sorted(pictures.items()) if index.classes[label] not in known}
 
 
 def leaks(a: Iterable[Sample], b: Iterable[Sample]) -> list[tuple[str, str]]:

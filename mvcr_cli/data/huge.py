@@ -50,7 +50,9 @@ class HugePicture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._whole = None
+        if self._whole is not None:
+            self._whole.close()
+            self._whole = None
 
     def glance(self, side: int) -> Image.Image:
         """The whole picture, upright RGB, reduced by a whole number while it is decoded.

@@ -10,7 +10,7 @@ One policy, the same for every command:
     32-bit grey   0..255 as it is when no value is above 255, else divided by 257
     float grey    [0, 1] and [0, 255] keep their range, anything else is stretched from its minimum to its maximum
     limits        2 GiB a file, 16 GiB of JPEG, PNG and TIFF; 100,000 px a side, 1,000 megapixels, 2,000 where a reduced
-                  picture is enough; 450 megapixels that must be decoded in full
+                  picture is enough; 450 megapixels that must be decoded in full, and 128 by all threads together
 
 A file that is no such picture raises `BadImage`. It never hangs, crashes, writes to the terminal or gives other
 pixels. Everything here may run in several threads at once.
@@ -46,6 +46,7 @@ from PIL import (  # imported here so that Pillow never loads plugins later, fro
 )
 
 from mvcr_cli.data.colour import to_rgb
+from mvcr_cli.data.in_flight import in_flight
 from mvcr_cli.data.quiet import mute_pillow, quiet_stderr
 from mvcr_cli.data.structure import check_structure
 from mvcr_cli.errors import BadImage, MvcrError, WorkerFailed
@@ -142,13 +143,14 @@ def _decoded(image: ImageFile.ImageFile, at_least: int | None) -> Picture:
     if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
         # Only the longer side asks for anything: draft() takes the largest reduction that both sides allow.
         image.draft(None, (max(1, at_least), 1) if width >= height else (1, max(1, at_least)))
-    load_pixels(image, (width, height))
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow has turned it already
-        return Picture(to_rgb(image), *image.size)
-    orientation = _orientation(image)
-    upright = to_rgb(image)
-    if orientation in UPRIGHT:
-        upright = upright.transpose(UPRIGHT[orientation])
+    with in_flight.holding(decoding_cost(image, (width, height))):
+        load_pixels(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow has turned it already
+            return Picture(to_rgb(image), *image.size)
+        orientation = _orientation(image)
+        upright = to_rgb(image)
+        if orientation in UPRIGHT:
+            upright = upright.transpose(UPRIGHT[orientation])
     if orientation in SIDEWAYS:
         width, height = height, width
     return Picture(upright, width, height)
@@ -269,15 +271,23 @@ def _pixels_a_byte(image: ImageFile.ImageFile) -> int:
     return 8 * image.width if codec in _FAX else _PIXELS_A_BYTE.get(str(codec), _PIXELS_A_BYTE_OTHERS)
 
 
-def load_pixels(image: ImageFile.ImageFile, full: tuple[int, int]) -> None:
-    """Decode the pixels; `full` is the size in the header. A progressive JPEG needs memory for that, however small.
+def decoding_cost(image: ImageFile.ImageFile, full: tuple[int, int]) -> int:
+    """How many pixels are in memory while the picture is decoded.
 
-    To be called once: after a failed load(), a second one gives black without an error.
+    Args:
+        full: the size in the header. A progressive JPEG needs memory for that, however small it is decoded.
+
+    Raises: BadImage for more than may be decoded in full.
     """
     width, height = full if image.info.get("progressive") else image.size
-    cost = _ANIMATED_WEBP_COST if image.format == "WEBP" and getattr(image, "is_animated", False) else 1
-    if cost * width * height > FULL_DECODE_PIXELS:
+    times = _ANIMATED_WEBP_COST if image.format == "WEBP" and getattr(image, "is_animated", False) else 1
+    if times * width * height > FULL_DECODE_PIXELS:
         raise BadImage("too_many_pixels", f"{width}x{height} to decode in full; limit {FULL_DECODE_PIXELS:,}")
+    return times * width * height
+
+
+def load_pixels(image: ImageFile.ImageFile) -> None:
+    """Decode the pixels. To be called once: after a failed load(), a second one gives black without an error."""
     with quiet_stderr if isinstance(image, TiffImagePlugin.TiffImageFile) else contextlib.nullcontext():
         image.load()
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mvcr_cli.config import AugmentConfig, ZoomConfig
+from mvcr_cli.config import MEBIBYTE, AugmentConfig, ZoomConfig
 from mvcr_cli.data.cache import ReadCache
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.huge import open_huge
@@ -35,6 +35,10 @@ Finder = Callable[[Tensor], Tensor]  # `TileScorer`, or what runs an exported on
 QUIET = 0.01  # salience that counts as none
 MARGIN = 4  # pixels around a tile that its random shift may show
 STRIP_PIXELS = 2_000_000  # of a strip at full size, about; more would not fit the processor's cache
+# Bytes of candidates that a judgement may hold: an eighth of what --memory grants a training by default, which leaves a
+# machine of 4 GB room for the network and for what is being decoded.
+CANDIDATE_BYTES = 512 * MEBIBYTE
+BATCHES_HELD = 4  # two are read in advance, one is complete, and its copy is being judged
 _LUMA = (0.299, 0.587, 0.114)
 _R2 = (0.7548776662466927, 0.5698402909980532)  # the two-dimensional golden ratio: any first n points spread evenly
 
@@ -167,6 +171,12 @@ class TileReader(ReadCache[str, tuple[Image.Image, Tiles]]):
         """Propose with another finder from now on; what the earlier one found is forgotten."""
         self.finder = finder
         self.clear()
+
+    def at_once(self, batch: int) -> int:
+        """How many pictures to judge at once, `batch` or fewer: with those read in advance they fit `CANDIDATE_BYTES`."""
+        side = self.zoom.tile_px + 2 * MARGIN
+        picture = self.zoom.candidates * 3 * side * side
+        return max(1, min(batch, CANDIDATE_BYTES // (BATCHES_HELD * picture)))
 
     def read(self, sample: Sample) -> tuple[Image.Image, Tiles] | None:
         """Glance and candidates of one picture; None when the file is bad, which is noted in `problems`."""

@@ -19,6 +19,7 @@ from PIL import Image
 from mvcr_cli.data.colour import extremes, grey_range, is_deep_grey, to_rgb
 from mvcr_cli.data.decoders import Decoder, Reader, Stored, reopened
 from mvcr_cli.data.images import FULL_DECODE_PIXELS
+from mvcr_cli.data.in_flight import in_flight
 from mvcr_cli.data.quiet import quiet_stderr
 from mvcr_cli.data.tiff import UNREADABLE, Page, read_pages, reductions
 from mvcr_cli.errors import BadImage, MvcrError
@@ -124,14 +125,15 @@ class VipsDecoder:
     @contextlib.contextmanager
     def reader(self, reduction: int) -> Iterator[Reader]:
         """Of a picture in grey of 32 bits, the first use reads all of it once more, for its extremes."""
-        if self._grey is None and is_deep_grey(self._stored.mode):
-            self._grey = self._measure()
-        source = self._open(reduction)
-        if not self.exact:
-            yield Reader(source.width, source.height, lambda *box: self._rgb(source.fetch(*box)))
-            return
-        width, height = (-(-length // reduction) for length in (self.width, self.height))
-        yield Reader(width, height, lambda *box: self._rgb(source.padded(*box)))
+        with in_flight.holding(self._stored.pixels if self._stored.whole else 0):
+            if self._grey is None and is_deep_grey(self._stored.mode):
+                self._grey = self._measure()
+            source = self._open(reduction)
+            if not self.exact:
+                yield Reader(source.width, source.height, lambda *box: self._rgb(source.fetch(*box)))
+                return
+            width, height = (-(-length // reduction) for length in (self.width, self.height))
+            yield Reader(width, height, lambda *box: self._rgb(source.padded(*box)))
 
     def _open(self, reduction: int) -> _Source:
         pyvips = _pyvips()

@@ -1,11 +1,12 @@
 """Benchmark: speed, memory and size of models, each beside the plain ResNet of the same depth, and of the reading.
 
-A model, in each way to look through its views, and its plain twin have the same trunk, stem and classes and are timed by
-turns in one loop. Presets are timed as `mvcr train` builds them from scratch at each size, a run as it is. A training step
-is the one that training takes (`Session.step`: normalisation, all views, loss, backward, clipping, fused AdamW, weight
-average) and, like training, needs two pictures. A forward takes normalised float pictures in eager mode, and in
-onnxruntime, where preprocessing is part of the graph, uint8 pictures. A network that zooms is given the candidates that
-were cut out of a picture, ranks them and looks at the best; searching the picture is not part of that.
+A model, in each way to look through its views, and its plain twin have the same trunk, stem and classes and are timed
+by turns in one loop. Presets are timed as `mvcr train` builds them from scratch at each size, a run as it is. A
+training step is the one that training takes (`Session.step`: normalisation, all views, loss, backward, clipping,
+fused AdamW, weight average), in the precision that it takes, and, like training, needs two pictures. A forward takes
+normalised float pictures in eager mode, and in onnxruntime, where preprocessing is part of the graph, uint8 pictures.
+A network that zooms is given the candidates that were cut out of a picture, ranks them and looks at the best;
+searching the picture is not part of that.
 What times and memory mean is said in `mvcr_cli.engine.measure`.
 """
 
@@ -25,10 +26,8 @@ from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import (
     Say,
     Track,
-    available_cores,
     find_weights,
     pick_device,
-    pick_precision,
     say_nothing,
     silent,
 )
@@ -56,7 +55,7 @@ def benchmark(config: BenchmarkConfig, *, track: Track = silent,
         MvcrError: the run or the data cannot be used.
     """
     device = pick_device(config.device)
-    machine = Machine(device, pick_precision(config.precision, device), config.threads or available_cores())
+    machine = Machine.of(device, config.precision, config.threads)
     subjects = choose(config, say)
     samples = sample_pictures(config.data) if config.data else ()
     bench = Bench(config, machine, say)
@@ -218,6 +217,7 @@ class Bench:
                 forward_p50_ms=times.p50_ms,
                 forward_p95_ms=times.p95_ms,
                 forward_images_per_second=times.per_second(batch),
+                train_precision=None if step is None else PRECISION_NAMES[self.machine.train_dtype],
                 train_p50_ms=None if step is None else step.p50_ms,
                 train_images_per_second=None if step is None else step.per_second(batch),
                 peak_memory_mb=memory[index],
@@ -243,6 +243,7 @@ class Bench:
             decode_images_per_second=read.decode,
             loader_images_per_second=read.loader,
             train_images_per_second=speed,
+            train_precision=PRECISION_NAMES[self.machine.train_dtype],
             bottleneck="loader" if read.loader < speed else "network",
         )
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import Look, ModelConfig, TrainConfig
+from mvcr_cli.config import EvalConfig, Look, ModelConfig, Precision, TrainConfig
 from mvcr_cli.data.loader import Batch
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import MARGIN, TileBatch
-from mvcr_cli.engine import autocast
+from mvcr_cli.engine import autocast, available_cores, pick_precision
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.zoom_step import look
@@ -29,11 +29,19 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how everything is computed."""
+    """Where and how everything is computed: forwards in `dtype`, training steps in `train_dtype`."""
 
     device: torch.device
     dtype: torch.dtype
+    train_dtype: torch.dtype
     threads: int
+
+    @classmethod
+    def of(cls, device: torch.device, precision: Precision, threads: int | None) -> Machine:
+        """Raises: ConfigMismatch when the device has no such precision."""
+        judges: Precision = EvalConfig.precision if precision == "auto" else precision
+        dtypes = pick_precision(judges, device), pick_precision(precision, device)
+        return cls(device, *dtypes, threads or available_cores())
 
 
 @dataclass(frozen=True)
@@ -184,9 +192,9 @@ def training_session(network: Network, preprocess: Preprocess, machine: Machine)
         optimiser=make_optimiser(network, LEARNING_RATE, config.weight_decay, set()),
         preprocess=preprocess,
         device=machine.device,
-        dtype=machine.dtype,
+        dtype=machine.train_dtype,
         weights=None,
-        scaler=torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16),
+        scaler=torch.amp.GradScaler(machine.device.type, enabled=machine.train_dtype == torch.float16),
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig, Look
 from mvcr_cli.data.files import read_contents
-from mvcr_cli.data.folder import Sample, find_evaluation, relabel, scan
+from mvcr_cli.data.folder import Sample, extra_classes, find_evaluation, relabel, scan
 from mvcr_cli.data.loader import Input, PixelCache, ZoomInput, evaluation_batches
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import TileReader
@@ -51,10 +52,12 @@ from mvcr_cli.engine.zoom_step import look
 from mvcr_cli.errors import ConfigMismatch, DataError, UsageError
 from mvcr_cli.models import Network
 from mvcr_cli.models.zoom import ZoomResNet
-from mvcr_cli.paths import display_name
-from mvcr_cli.records import EvalReport, ImageResult, Problem
+from mvcr_cli.paths import display_name, refuse_inside
+from mvcr_cli.records import NO_LOSS, EvalReport, ImageResult, Problem
 
 Probabilities = NDArray[np.float64]
+CLASSES_NAMED = 20
+_UNTOLD = NO_LOSS | {"twin_classes"}  # what a scan finds and an evaluation does not mention
 
 
 def evaluate(config: EvalConfig, *, track: Track = silent,
@@ -69,29 +72,35 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
     if config.run is None:
         say(f"run: {display_name(run_directory(weights) or weights)}")
     checkpoint = Checkpoint.load(weights)
-    samples, missing, problems = evaluation_set(config, weights, checkpoint)
+    pictures = evaluation_set(config, weights, checkpoint)
+    samples, problems, folder = pictures.samples, pictures.problems, run_directory(weights)
+    pictures.tell(say)
+    tell_trained_on(folder, samples, say)
     device = pick_device(config.device)
     network = checkpoint.network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     look_through(network, config.views)
     cache, zoom = PixelCache(0), tile_reader(network, checkpoint.preprocess, 0)
+    batch = config.batch if zoom is None else zoom.at_once(config.batch)
     batches = evaluation_batches(
-        samples, checkpoint.preprocess, config.batch, default_workers(config.workers), cache, zoom=zoom
+        samples, checkpoint.preprocess, batch, default_workers(config.workers), cache, zoom=zoom
     )
     kept, probabilities = infer(
-        network, track(batches, total=-(-len(samples) // config.batch), label="evaluating"), device,
+        network, track(batches, total=-(-len(samples) // batch), label="evaluating"), device,
         pick_precision(config.precision, device),
     )  # fmt: skip
     problems += (cache if zoom is None else zoom).problems.values()
     if not kept:
         raise none_readable("pictures", problems)
     report = summarise(
-        run=str(run_directory(weights) or weights),
+        run=str(folder or weights),
         data=str(config.data) if config.data else "validation split",
         labels=np.array([sample.label for sample in kept]),
         probabilities=probabilities,
         classes=checkpoint.classes,
-        missing=missing,
+        missing=pictures.missing,
         skipped=len(problems),
+        ignored=pictures.ignored_count,
+        trained_on=trained_on(folder, kept),
         seconds=time.monotonic() - started,
     )
     return report, image_results(kept, probabilities, checkpoint.classes), problems
@@ -103,13 +112,45 @@ def none_readable(what: str, problems: Sequence[Problem]) -> DataError:
     return DataError(f"none of the {what} can be read{first}", "look at them with an image viewer")
 
 
-def evaluation_set(config: EvalConfig, weights: Path,
-                   checkpoint: Checkpoint) -> tuple[tuple[Sample, ...], tuple[str, ...], list[Problem]]:  # fmt: skip
-    """Samples with the checkpoint's labels, classes without pictures, and what was skipped."""
+@dataclass(frozen=True)
+class Pictures:
+    """What a run is evaluated on.
+
+    Args:
+        samples: with labels that count into the run's classes.
+        missing: classes of the run without a picture.
+        problems: what was skipped.
+        ignored: how many pictures of each class that the run does not know were left out, as asked for.
+    """
+
+    samples: tuple[Sample, ...]
+    missing: tuple[str, ...] = ()
+    problems: list[Problem] = field(default_factory=list)
+    ignored: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def ignored_count(self) -> int:
+        return sum(self.ignored.values())
+
+    def tell(self, say: Say) -> None:
+        """Say what was left out as asked for."""
+        if self.ignored:
+            shown = [f"{display_name(name)} {count:,}" for name, count in self.ignored.items()]
+            more = f" and {len(shown) - CLASSES_NAMED:,} classes more" if len(shown) > CLASSES_NAMED else ""
+            names = ", ".join(shown[:CLASSES_NAMED]) + more
+            say(f"left out {self.ignored_count:,} pictures of classes that the run does not know: {names}")
+
+
+def evaluation_set(config: EvalConfig, weights: Path, checkpoint: Checkpoint) -> Pictures:
+    """The pictures of `config.data`, else of the run's own validation split.
+
+    Raises: MvcrError when they cannot be used.
+    """
     if config.data is not None:
         index = scan(find_evaluation(config.data), follow_links=config.follow_links)
         samples, missing = relabel(index, checkpoint.classes, ignore_extra=config.ignore_extra_classes)
-        return samples, missing, [problem for problem in index.skipped if problem.code not in _HARMLESS]
+        problems = [problem for problem in index.skipped if problem.code not in _UNTOLD]
+        return Pictures(samples, missing, problems, extra_classes(index, checkpoint.classes))
     folder = run_directory(weights)
     if folder is None:
         raise ConfigMismatch(
@@ -117,7 +158,31 @@ def evaluation_set(config: EvalConfig, weights: Path,
             "name a folder: mvcr eval DATA --run FILE",
         )
     samples, changed = unchanged(validation_split(folder, checkpoint.classes))
-    return samples, (), changed
+    root = RunDirectory(folder).read_split().get("root")
+    if config.out is not None and isinstance(root, str) and root:
+        refuse_inside(Path(root), config.out, "the results", "an --out")
+    return Pictures(samples, problems=changed)
+
+
+def tell_trained_on(folder: Path | None, samples: Sequence[Sample], say: Say) -> None:
+    """Say how many of the pictures a run has learned from, where it has from any."""
+    if folder is not None and (seen := trained_on(folder, samples)):
+        say(f"{display_name(folder)} was trained on {seen:,} of these {len(samples):,} pictures")
+
+
+def trained_on(folder: Path | None, samples: Sequence[Sample]) -> int | None:
+    """How many of the pictures the run has learned from; None where no record of its training pictures is left."""
+    if folder is None:
+        return None
+    run = RunDirectory(folder)
+    try:
+        rows = run.read_json(run.split).get("train")
+    except ConfigMismatch:
+        return None
+    if not isinstance(rows, list):
+        return None
+    learned = {str(row[-1]) for row in rows if isinstance(row, list) and row}
+    return sum(sample.digest in learned for sample in samples)
 
 
 def unchanged(samples: tuple[Sample, ...]) -> tuple[tuple[Sample, ...], list[Problem]]:
@@ -129,9 +194,6 @@ def unchanged(samples: tuple[Sample, ...]) -> tuple[tuple[Sample, ...], list[Pro
         else:
             problems.append(Problem(path=sample.path, code="changed", detail="another picture than the run recorded"))
     return tuple(kept), problems
-
-
-_HARMLESS = frozenset({"hidden", "not_an_image", "twin_classes", "duplicate_link"})
 
 
 def validation_split(folder: Path, classes: tuple[str, ...]) -> tuple[Sample, ...]:
@@ -203,8 +265,8 @@ def probabilities_of(network: Network, x: Input, device: torch.device, dtype: to
 
 
 def summarise(*, run: str, data: str, labels: NDArray[np.int64], probabilities: Probabilities,
-              classes: tuple[str, ...], missing: tuple[str, ...], skipped: int,
-              seconds: float) -> EvalReport:  # fmt: skip
+              classes: tuple[str, ...], missing: tuple[str, ...], skipped: int, seconds: float,
+              ignored: int = 0, trained_on: int | None = None) -> EvalReport:  # fmt: skip
     """The report of one evaluation, from labels and probabilities alone."""
     predicted = probabilities.argmax(1)
     confusion = confusion_matrix(labels, predicted, len(classes))
@@ -223,6 +285,8 @@ def summarise(*, run: str, data: str, labels: NDArray[np.int64], probabilities: 
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         missing_classes=missing,
         skipped=skipped,
+        ignored=ignored,
+        trained_on=trained_on,
         seconds=seconds,
     )
 

@@ -80,9 +80,7 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
     folder = run_directory(weights)
     if config.run is None:
         say(f"run: {display_name(folder or weights)}")
-    target = (
-        config.out or (folder or weights.parent) / f"{folder.name if folder else weights.stem}{SUFFIXES[config.format]}"
-    )
+    target = config.out or _target_beside(weights, folder, config)
     check_target(target, config)
     checkpoint = Checkpoint.load(weights)
     if config.views == "1":
@@ -110,6 +108,12 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
     for path, raw in files.items():
         write_whole(path, raw)
     return report
+
+
+def _target_beside(weights: Path, folder: Path | None, config: ExportConfig) -> Path:
+    """`runs/x/x.onnx`, or `y.onnx` beside weights `y.safetensors` that stand alone; "." is named as the folder is."""
+    name = weights.stem if folder is None else folder.resolve().name
+    return (folder or weights.parent) / f"{name}{SUFFIXES[config.format]}"
 
 
 def check_target(target: Path, config: ExportConfig) -> None:
@@ -206,7 +210,8 @@ def _checked_samples(folder: Path | None, checkpoint: Checkpoint, limit: int) ->
             "the weights stand alone: there are no validation pictures to check an export on",
             "name the run folder: --run runs/NAME",
         )
-    return samples[:: max(1, len(samples) // limit)][:limit]
+    count = min(limit, len(samples))
+    return tuple(samples[place * len(samples) // count] for place in range(count))
 
 
 def onnx_bytes(checkpoint: Checkpoint) -> bytes:

@@ -165,6 +165,9 @@ class OnnxZoomPredictor:
             others.append(Worker(read_bytes(other), display_name(other.name)))
         return cls(bag, *others)
 
+    def at_once(self, batch: int) -> int:
+        return self._reader.at_once(batch)
+
     def read(self, path: str) -> Ready:
         with open_picture(path) as picture:
             glance, tiles = self._reader.look(picture)

@@ -20,7 +20,7 @@ from mvcr_cli.data.images import read_size
 from mvcr_cli.engine import Track, available_cores
 from mvcr_cli.errors import BadImage
 from mvcr_cli.paths import display_name, to_json, write_whole
-from mvcr_cli.records import PicturePair, Problem, record
+from mvcr_cli.records import NO_LOSS, PicturePair, Problem, record
 
 START_PICTURES = 5_000  # looked at before a training ...
 START_BYTES = 64 * MEBIBYTE  # ... and at most this much of files ...
@@ -28,7 +28,7 @@ START_PIXELS = 500_000_000  # ... and this many pixels, which a small file of a 
 COMPARED = 50_000  # pictures among which copies are looked for; the work grows with the square
 NAMES_SHOWN = 20
 # Findings that --strict lets pass.
-HARMLESS = frozenset({"hidden", "not_an_image", "duplicate_link", "imbalance", "not_looked_at"})
+HARMLESS = NO_LOSS | {"imbalance", "not_looked_at"}
 
 
 @dataclass(frozen=True)

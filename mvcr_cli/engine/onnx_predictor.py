@@ -69,6 +69,9 @@ class OnnxPredictor:
         require_onnx()
         return cls(Worker(raw, shown))
 
+    def at_once(self, batch: int) -> int:
+        return batch
+
     def read(self, path: str) -> Ready:
         picture = load_picture(path, 2 * self.size)
         return Ready(path, picture.width, picture.height, np.array(picture.image, dtype=np.uint8))

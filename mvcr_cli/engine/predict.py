@@ -57,6 +57,9 @@ class Predictor(Protocol):
     def size(self) -> int:
         """Side in pixels of the network's input."""
 
+    def at_once(self, batch: int) -> int:
+        """How many pictures to hold ready and judge at once, `batch` or fewer where they are large in memory."""
+
     def read(self, path: str) -> Ready:
         """One picture, ready for `judge`; called in a reader thread. Raises: BadImage."""
 
@@ -78,7 +81,7 @@ def predict(config: PredictConfig, *, stdin: Iterable[bytes] = (), track: Track 
     if config.explain is not None:
         make_folder(config.explain, config.inputs)
     piped = "-" in config.inputs
-    batch = 1 if piped else config.batch
+    batch = 1 if piped else predictor.at_once(config.batch)
     workers = max(1, default_workers(config.workers))
     inputs = track(expand(config.inputs, stdin), total=None, label="predicting")
     read = ordered(lambda entry: _read(entry, predictor), inputs, workers, 0 if piped else 2 * batch)
@@ -184,6 +187,9 @@ class TorchPredictor:
             raise UsageError(
                 f"--explain: the model {checkpoint.config.name} has no views to show", "leave --explain out"
             )
+
+    def at_once(self, batch: int) -> int:
+        return batch if self._reader is None else self._reader.at_once(batch)
 
     def read(self, path: str) -> Ready:
         if self._reader is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,9 +36,8 @@ from mvcr_cli.engine import (
     say_nothing,
     silent,
 )
-from mvcr_cli.engine.evaluate import evaluation_set, infer, none_readable
+from mvcr_cli.engine.evaluate import evaluation_set, infer, none_readable, tell_trained_on, trained_on
 from mvcr_cli.engine.metrics import Z_95, wilson
-from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.errors import ConfigMismatch, UsageError
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import Difference, Problem, ScaleCurve, ScaleCurveReport, ScalePoint
@@ -60,14 +59,15 @@ def scale_curve(config: EvalConfig, *, track: Track = silent,
     if config.run is None:
         say(f"run: {display_name(run_directory(weights) or weights)}")
     checkpoint = Checkpoint.load(weights)
-    samples, missing, problems = evaluation_set(config, weights, checkpoint)
+    pictures = evaluation_set(config, weights, checkpoint)
+    samples, problems = pictures.samples, pictures.problems
+    pictures.tell(say)
     subjects = [Subject.of(weights, checkpoint, samples)]
     if config.against is not None:
         subjects.append(_opponent(config.against, checkpoint.classes, samples))
     for subject in subjects:
         subject.check_canvas(config.scales)
-        if seen := subject.trained_on():
-            say(f"{display_name(subject.run)} was trained on {seen:,} of these {len(samples):,} pictures")
+        tell_trained_on(subject.folder, samples, say)
     cache = PixelCache(0)
     answers = [_answers(subject, config, cache, track) for subject in subjects]
     problems += cache.problems.values()
@@ -77,11 +77,12 @@ def scale_curve(config: EvalConfig, *, track: Track = silent,
     hits = [np.array([[right[path] for path in kept] for right in each]) for each in answers]
     report = summarise(
         data=str(config.data) if config.data else "validation split",
-        curves=[curve_of(subject.run, subject.checkpoint.preprocess, config.scales, hit)
+        curves=[curve_of(subject.run, subject.checkpoint.preprocess, config.scales, hit, subject.trained_on(set(kept)))
                 for subject, hit in zip(subjects, hits, strict=True)],
         hits=hits,
-        missing=missing,
+        missing=pictures.missing,
         skipped=len(problems),
+        ignored=pictures.ignored_count,
         seconds=time.monotonic() - started,
     )  # fmt: skip
     return report, problems
@@ -117,14 +118,9 @@ class Subject:
                 f"end the scales at {factor_text(2.0 ** math.floor(math.log2(LARGEST_CANVAS / size)))}",
             )
 
-    def trained_on(self) -> int:
-        """How many of the pictures the run has learned from, as far as its folder tells."""
-        run = None if self.folder is None else RunDirectory(self.folder)
-        if run is None or not run.split.is_file():
-            return 0
-        rows = run.read_json(run.split).get("train")
-        learned = {str(row[-1]) for row in rows if isinstance(row, list) and row} if isinstance(rows, list) else set()
-        return sum(sample.digest in learned for sample in self.samples)
+    def trained_on(self, kept: Container[str]) -> int | None:
+        """How many of the kept pictures, given by their paths, the run has learned from; see `evaluate.trained_on`."""
+        return trained_on(self.folder, [sample for sample in self.samples if sample.path in kept])
 
 
 def _opponent(run: Path, classes: Sequence[str], samples: Sequence[Sample]) -> Subject:
@@ -180,7 +176,8 @@ def octave_weights(factors: Sequence[float]) -> NDArray[np.float64]:
     return share
 
 
-def curve_of(run: str, preprocess: Preprocess, factors: Sequence[float], hits: Hits) -> ScaleCurve:
+def curve_of(run: str, preprocess: Preprocess, factors: Sequence[float], hits: Hits,
+             trained_on: int | None = None) -> ScaleCurve:  # fmt: skip
     """The curve of one run from what it got right at each factor; factors increase, and 1 is among them."""
     counts = hits.sum(1)
     worst = int(counts.argmin())
@@ -196,11 +193,12 @@ def curve_of(run: str, preprocess: Preprocess, factors: Sequence[float], hits: H
         worst_factor=factors[worst],
         worst_accuracy=points[worst].accuracy.value,
         accuracy_at_1=points[list(factors).index(1.0)].accuracy.value,
+        trained_on=trained_on,
     )
 
 
 def summarise(*, data: str, curves: Sequence[ScaleCurve], hits: Sequence[Hits], missing: tuple[str, ...], skipped: int,
-              seconds: float) -> ScaleCurveReport:  # fmt: skip
+              seconds: float, ignored: int = 0) -> ScaleCurveReport:  # fmt: skip
     """The report of one curve, or of two and their differences."""
     own, other = curves[0], curves[1] if len(curves) > 1 else None
     area_difference = None
@@ -216,6 +214,7 @@ def summarise(*, data: str, curves: Sequence[ScaleCurve], hits: Sequence[Hits], 
         worst_difference=None if other is None else own.worst_accuracy - other.worst_accuracy,
         missing_classes=missing,
         skipped=skipped,
+        ignored=ignored,
         seconds=seconds,
     )
 

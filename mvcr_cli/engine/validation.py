@@ -29,7 +29,7 @@ def validate(feed: Feed, run: str, step: int, track: Track, stop: Stop) -> EvalR
     """
     session, val, began = feed.session, feed.prepared.val, time.monotonic()
     pixels = EVALUATION_PIXELS.get(session.device.type)
-    most = MOST_EVALUATED if feed.zoom is None else MOST_ZOOMED
+    most = MOST_EVALUATED if feed.zoom is None else feed.zoom.at_once(MOST_ZOOMED)
     batch = most if pixels is None else min(most, max(1, pixels // session.preprocess.size**2))
     shown = track(feed.validation(batch), total=-(-len(val) // batch), label="validating")
     # In float32 whatever the training computes in, as `mvcr eval` does: one network has one accuracy.

@@ -28,6 +28,21 @@ def ranks(network: ZoomResNet, tiles: TileBatch, preprocess: Preprocess) -> Tens
     return torch.stack([network.rank(preprocess.normalise(bag), prior) for bag, prior in pairs])
 
 
+@torch.no_grad()
+def _ranks_in_use(network: ZoomResNet, tiles: TileBatch, preprocess: Preprocess) -> Tensor:
+    """`ranks` as they will be in use, for a network that is training. Shape: (N, C).
+
+    Autocast's cache stays out of it: up to torch 2.10 it would keep the weights that were cast here, where no gradient
+    is recorded, for the rest of the step, and the scorer would learn nothing.
+    """
+    device = tiles.pixels.device.type
+    network.scorer.eval()
+    with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False):
+        scores = ranks(network, tiles, preprocess)
+    network.scorer.train()
+    return scores
+
+
 def pick(tiles: TileBatch, chosen: Tensor) -> TileBatch:
     """The chosen candidates, (N, T)."""
     pixels = torch.stack([bag[indices] for bag, indices in zip(tiles.pixels, chosen, strict=True)])
@@ -49,10 +64,7 @@ def zoom_loss(network: ZoomResNet, x: Tensor, tiles: TileBatch, target: Tensor, 
 
     Shape: x (N, 3, H, W), target (N, K) -> ().
     """
-    network.scorer.eval()  # candidates are ranked as they will be in use
-    with torch.no_grad():
-        scores = ranks(network, tiles, preprocess)
-    network.scorer.train()
+    scores = _ranks_in_use(network, tiles, preprocess)
     noise = NOISE * max(0.0, 1 - progress / NOISY_SHARE)
     indices = choose(scores, network.zoom.tiles, chance=CHANCE, noise=noise)
     down, across = torch.randint(-MARGIN, MARGIN + 1, (2,)).tolist()
