@@ -50,11 +50,18 @@ class RunDirectory:
 
     @classmethod
     def numbered(cls, model: str) -> RunDirectory:
-        """A new `runs/<model>-<n>`; `mkdir` decides races, so that two starters never share one."""
+        """A new `runs/<model>-<n>`; `mkdir` decides races, so that two starters never share one.
+
+        Raises: CannotCreate, NotPermitted or WriteFailed, as when `runs` is a file or a link to nothing.
+        """
+        try:
+            RUNS.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(RUNS, error) from error
         for number in range(1, 1_000_000):
             path = RUNS / f"{model}-{number}"
             try:
-                path.mkdir(parents=True)
+                path.mkdir()
             except FileExistsError:
                 continue
             except OSError as error:

@@ -349,6 +349,21 @@ def test_starters_without_a_name_get_a_folder_each(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(f"m-{n}" for n in range(1, 33))
 
 
+@pytest.mark.parametrize("kind", ["link to nothing", "file"])
+def test_a_place_for_runs_that_is_no_folder_is_refused_at_once(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    if kind == "file":
+        Path("runs").touch()
+    else:
+        os.symlink("nowhere", "runs")
+    tried: list[Path] = []
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda self, *a, **k: (tried.append(self), mkdir(self, *a, **k))[1])
+    with pytest.raises(CannotCreate):
+        RunDirectory.numbered("m")
+    assert len(tried) < 5
+
+
 def test_the_lock_of_a_killed_process_is_gone_with_it(tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.create()
