@@ -13,7 +13,7 @@ from mvcr_cli import weights
 from mvcr_cli.checkpoint import load_named, read_bytes, unpack
 from mvcr_cli.config import PRESET_NAMES, Layer, ModelConfig, Stem, TrainConfig
 from mvcr_cli.engine import Say
-from mvcr_cli.errors import ConfigMismatch, Unavailable, WriteFailed
+from mvcr_cli.errors import CannotCreate, ConfigMismatch, NotPermitted, Unavailable, WriteFailed
 from mvcr_cli.models import build
 from mvcr_cli.paths import display_name
 
@@ -80,7 +80,10 @@ def starting_weights(config: TrainConfig, say: Say) -> Start:
 
     `auto` falls back to random weights, with one line that says why; `imagenet` and a file are had or refused.
 
-    Raises: Unavailable (imagenet cannot be had), InputMissing or CheckpointError (the file cannot be used).
+    Raises:
+        Unavailable: imagenet cannot be had.
+        WriteFailed, NotPermitted, CannotCreate: its place in the cache cannot be written or read.
+        InputMissing, CheckpointError: the file cannot be used.
     """
     if config.weights == "none":
         return Start("random weights", False)
@@ -93,7 +96,7 @@ def starting_weights(config: TrainConfig, say: Say) -> Start:
         return Start("random weights", False)
     try:
         path = weights.pretrained(model, offline=config.offline, say=say)
-    except (Unavailable, WriteFailed) as error:
+    except (Unavailable, WriteFailed, NotPermitted, CannotCreate) as error:
         if config.weights == "imagenet":
             raise
         say(f"weights: no pretrained weights ({error.message}); training from scratch")
