@@ -550,6 +550,16 @@ def test_bad_pictures_are_left_out_and_named_once(data, tmp_path):
     assert all(warnings[0].count(f"cut{number}.png") == 1 for number in range(5))
 
 
+def test_what_is_only_a_warning_is_not_counted_as_skipped(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "data")
+    (root / "square").rename(root / "Circle")
+    (root / "circle" / "note.pdf").write_bytes(b"%PDF-1.7")
+    (report,) = (found for found in train(settings(root, None, dry_run=True)) if isinstance(found, CheckReport))
+    assert {finding["code"] for finding in report.findings} >= {"twin_classes", "not_an_image"}
+    assert report.skipped == 1
+    assert trained(root, tmp_path / "run", epochs=1)[1].skipped == 1
+
+
 def test_without_a_readable_validation_picture_there_is_no_run(data, tmp_path):
     val = tmp_path / "val"
     (val / "circle").mkdir(parents=True)

@@ -14,6 +14,7 @@ import torch
 
 from mvcr_cli.config import MEBIBYTE, Layer, Stem, TrainConfig, ZoomMode
 from mvcr_cli.data.folder import (
+    WARNINGS,
     Sample,
     check_trainable,
     find_layout,
@@ -62,6 +63,11 @@ class Prepared:
     spread: float
     findings: tuple[dict[str, Any], ...]
     look: Look
+
+    @property
+    def left_out(self) -> int:
+        """How many of `skipped` are files and folders that are not used; the others are warnings."""
+        return sum(problem.code not in WARNINGS for problem in self.skipped)
 
 
 def prepare(config: TrainConfig, track: Track = silent) -> Prepared:
@@ -261,7 +267,7 @@ def check(config: TrainConfig, prepared: Prepared) -> Iterator[Problem | Picture
         decoded=look.decoded,
         compared=look.compared,
         broken=len(look.broken),
-        skipped=len(prepared.skipped),
+        skipped=prepared.left_out,
         findings=prepared.findings,
     )
 

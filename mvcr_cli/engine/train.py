@@ -200,7 +200,7 @@ class Trainer:
             stopped_by=self.stopped_by,
             train_images=len(self.prepared.train),
             val_images=len(self.prepared.val),
-            skipped=len(self.prepared.skipped) + len(broken),
+            skipped=self.prepared.left_out + len(broken),
             peak_rss_mb=peak_rss_mb(),
         )
         self._report_bad_pictures()
