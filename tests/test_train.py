@@ -24,6 +24,7 @@ from mvcr_cli.engine import train as train_module
 from mvcr_cli.engine import validation as validation_module
 from mvcr_cli.engine.loss import class_weights, multi_scale_loss, soft_targets
 from mvcr_cli.engine.optim import load_optimiser_state, make_optimiser, optimiser_state
+from mvcr_cli.engine.prepare import BYTES_PER_PIXEL
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, restarted
@@ -359,6 +360,23 @@ def test_existing_runs_and_foreign_folders_are_left_alone(data, undisturbed, tmp
 def test_a_dry_run_may_look_at_the_folder_it_stands_in(data, monkeypatch):
     monkeypatch.chdir(data)
     assert list(train(settings(Path("."), None, dry_run=True)))
+
+
+def test_memory_that_holds_files_is_available_for_a_batch(data, tmp_path, monkeypatch):
+    """How much of it there is depends on what was read lately, and the batch may not."""
+    monkeypatch.setattr("os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1000)
+    said: list[str] = []
+    trained(data, tmp_path / "run", batch=None, stop=stop_at(1), say=said.append)
+    assert strict((tmp_path / "run" / "config.json").read_text())["train"]["batch"] == 16
+    assert not [line for line in said if line.startswith("warning: a batch")]
+
+
+def test_a_batch_that_memory_made_smaller_is_told(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("mvcr_cli.engine.prepare.available_memory", lambda: 4 * 5 * BYTES_PER_PIXEL * 48 * 48)
+    said: list[str] = []
+    trained(data, tmp_path / "run", batch=None, stop=stop_at(1), say=said.append)
+    assert strict((tmp_path / "run" / "config.json").read_text())["train"]["batch"] == 5
+    assert [line for line in said if "a batch of 5 and not of 16" in line and "--batch 5" in line]
 
 
 def test_a_batch_larger_than_the_data_is_told_and_can_be_resumed(data, tmp_path):

@@ -83,9 +83,10 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
         start = _start_again(config, stored, run, say)
     elif start is None:
         start = starting_weights(config, say)
-    settings = (
-        _agree(config, stored, prepared, run) if stored else fit_settings(config, prepared, device, start.pretrained)
-    )
+    if stored is not None:
+        settings = _agree(config, stored, prepared, run)
+    else:
+        settings = fit_settings(config, prepared, device, start.pretrained, say)
     assert settings.imgsz is not None and settings.model is not None and settings.threads is not None
     torch.set_num_threads(settings.threads)
     # What `use_deterministic_algorithms` does, without the compiler that it loads only to tell it.
