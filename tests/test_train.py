@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -31,7 +32,7 @@ from mvcr_cli.engine.starting import Start, restarted
 from mvcr_cli.engine.train import train
 from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, DataError, RunBusy
 from mvcr_cli.models import TRUNKS, build, config_for
-from mvcr_cli.records import CheckReport, EpochReport
+from mvcr_cli.records import CheckReport, EpochReport, TrainReport, record
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -357,6 +358,62 @@ def test_existing_runs_and_foreign_folders_are_left_alone(data, undisturbed, tmp
         assert fingerprint(run) == before
 
 
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "prepare", lambda *_: pytest.fail("reads the data"))
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_folder_that_cannot_be_the_run_is_refused_before_the_data_are_read(data, undisturbed, tmp_path):
+    moved = shutil.copytree(undisturbed, tmp_path / "moved")
+    (moved / ".lock").unlink()
+    for run in (undisturbed, moved, data):
+        before = fingerprint(run)
+        with pytest.raises(CannotCreate):
+            trained(data, run)
+        assert fingerprint(run) == before
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_another_process_begins_is_refused_before_the_data_are_read(data, tmp_path, resume):
+    (tmp_path / "run").mkdir()
+    with RunDirectory(tmp_path / "run").locked():
+        before = fingerprint(tmp_path)
+        with pytest.raises(RunBusy):
+            trained(data, tmp_path / "run", resume=resume)
+        assert fingerprint(tmp_path) == before
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_finished_run_is_told_before_the_data_are_read(data, undisturbed):
+    assert len(list(train(settings(data, undisturbed, resume=True)))) == 1
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(data, undisturbed, tmp_path, monkeypatch, resume):
+    """The lock decides, and not what was there before the data were read."""
+    run, prepare = tmp_path / "run", train_module.prepare
+
+    def slow(*arguments: Any) -> Any:
+        shutil.copytree(undisturbed, run)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(train_module, "prepare", slow)
+    with contextlib.nullcontext() if resume else pytest.raises(CannotCreate):
+        (report,) = train(settings(data, run, resume=resume))
+        assert isinstance(report, TrainReport) and report.run == str(run)
+    assert same(run, undisturbed)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"best_accuracy": "high"}'])
+def test_a_damaged_record_of_a_finished_run_is_a_sentence(data, undisturbed, tmp_path, content):
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    (run / "summary.json").write_bytes(content)
+    with pytest.raises(ConfigMismatch, match=r"summary\.json"):
+        list(train(settings(data, run, resume=True)))
+
+
 def test_a_dry_run_may_look_at_the_folder_it_stands_in(data, monkeypatch):
     monkeypatch.chdir(data)
     assert list(train(settings(Path("."), None, dry_run=True)))
@@ -418,7 +475,9 @@ def test_a_class_that_no_picture_validates_is_a_finding(data, tmp_path):
 def test_a_finished_run_is_left_as_it_is(data, undisturbed):
     before = fingerprint(undisturbed)
     said: list[str] = []
-    assert list(train(settings(data, undisturbed, resume=True), say=said.append)) == []
+    (report,) = train(settings(data, undisturbed, resume=True), say=said.append)
+    assert isinstance(report, TrainReport)
+    assert record(report) == strict((undisturbed / "summary.json").read_text())
     assert "finished already" in said[-1]
     assert fingerprint(undisturbed) == before
 
@@ -429,7 +488,8 @@ def test_what_a_kill_tore_while_the_report_was_written_is_swept_up(data, undistu
     (run / "plots").mkdir(exist_ok=True)
     for torn in (run / ".report.html.0a1b2c3d.tmp", run / "plots" / ".confusion.png.0a1b2c3d.tmp"):
         torn.write_bytes(b"half")
-    assert list(train(settings(data, run, resume=True))) == []
+    (report,) = train(settings(data, run, resume=True))
+    assert isinstance(report, TrainReport) and report.run == str(run)
     assert not list(run.rglob(".*.tmp"))
 
 

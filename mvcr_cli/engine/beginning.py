@@ -46,12 +46,35 @@ def torch_settings_kept() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
-def open_run(config: TrainConfig, say: Say) -> tuple[RunDirectory, Start | None]:
-    """The run directory to write, made when it is new; and the first weights when the name of the run needed them.
+def claim_run(config: TrainConfig, held: contextlib.ExitStack) -> RunDirectory | None:
+    """The run that is named and there already, with its lock in `held`; None when it is to be made.
+
+    This comes before the data are read, and makes nothing where it refuses.
+
+    Raises:
+        CannotCreate: the folder is something else than a run, or holds one that is not to be resumed.
+        RunBusy: another process writes it.
+    """
+    if config.run is None or config.dry_run:
+        return None
+    run = RunDirectory(config.run)
+    if run.is_foreign():
+        raise CannotCreate(f"{display_name(run.path)} exists and is no run", "choose another --name")
+    there = run.lock.exists() or (config.resume and run.config.exists())
+    if there:
+        held.enter_context(run.locked())
+    _refuse_begun(run, config)
+    if there:
+        run.create()
+    return run if there else None
+
+
+def make_run(config: TrainConfig, held: contextlib.ExitStack, say: Say) -> tuple[RunDirectory, Start | None]:
+    """A run that was not there, with its lock in `held`; and the first weights when the name of the run needed them.
 
     Weights are fetched under the lock of the run where that is possible, so that a busy run downloads nothing.
 
-    Raises: CannotCreate when the folder is something else than a run.
+    Raises: CannotCreate, RunBusy when another process was faster.
     """
     start = None
     if config.run is None:
@@ -59,10 +82,17 @@ def open_run(config: TrainConfig, say: Say) -> tuple[RunDirectory, Start | None]
         run = RunDirectory.numbered(default_model(config, start.pretrained))
     else:
         run = RunDirectory(config.run)
-        if run.is_foreign():
-            raise CannotCreate(f"{display_name(run.path)} exists and is no run", "choose another --name")
     run.create()
+    held.enter_context(run.locked())
+    _refuse_begun(run, config)
     return run, start
+
+
+def _refuse_begun(run: RunDirectory, config: TrainConfig) -> None:
+    if run.config.exists() and not config.resume:
+        raise CannotCreate(
+            f"{display_name(run.path)} holds a run already", "choose another --name, or go on with it: --resume"
+        )
 
 
 def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Start | None, device: torch.device,
