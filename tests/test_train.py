@@ -589,29 +589,46 @@ class Time:
         return self.now
 
 
-def test_a_run_with_a_budget_ends_inside_it(data, tmp_path, monkeypatch):
-    """A step takes two seconds and a validation three, on a clock that only they move."""
-    budget = 80.0
+def on_a_slow_machine(monkeypatch: pytest.MonkeyPatch, step_seconds: float, validation_seconds: float) -> Time:
+    """A clock that only steps and validations move."""
     time, step, infer = Time(), Session.step, validation_module.infer
 
     def slow_step(self: Session, *arguments: Any) -> torch.Tensor:
-        time.now += 2
+        time.now += step_seconds
         return step(self, *arguments)
 
     def slow_infer(*arguments: Any) -> Any:
-        time.now += 3
+        time.now += validation_seconds
         return infer(*arguments)
 
     monkeypatch.setattr(clock_module, "time", time)
     monkeypatch.setattr(train_module, "time", time)
     monkeypatch.setattr(Session, "step", slow_step)
     monkeypatch.setattr(validation_module, "infer", slow_infer)
+    return time
+
+
+def test_a_run_with_a_budget_ends_inside_it(data, tmp_path, monkeypatch):
+    """A step takes two seconds and a validation three."""
+    budget, time = 80.0, on_a_slow_machine(monkeypatch, 2, 3)
     epochs, end = trained(data, tmp_path / "run", imgsz=32, epochs=None, seconds=budget, started=time.now - 5)
     assert 0.75 * budget <= end.seconds <= budget
     assert end.stopped_by == "finished"
     assert 3 * len(epochs) <= 0.1 * budget + 6  # validation takes a tenth of the time, and the last one
     assert epochs[-1].step == end.steps
     assert strict((tmp_path / "run" / "summary.json").read_text())["steps"] == end.steps
+
+
+@pytest.mark.parametrize("budget", range(30, 100, 10))
+@pytest.mark.parametrize("validation", [5.5, 16, 18])
+def test_a_slow_validation_ends_inside_the_budget_too(data, tmp_path, monkeypatch, budget, validation):
+    """A step of two pictures takes two seconds and an epoch 16; a validation of 16 pictures a third of that or more."""
+    time = on_a_slow_machine(monkeypatch, 2, validation)
+    asked = {"imgsz": 48, "epochs": None, "seconds": float(budget), "batch": 2, "split": 0.5}
+    epochs, end = trained(data, tmp_path / "run", **asked, started=time.now - 5)
+    assert end.stopped_by == "finished" and epochs[-1].step == end.steps
+    assert end.seconds <= budget
+    assert end.seconds >= 0.4 * budget
 
 
 def test_bad_pictures_are_left_out_and_named_once(data, tmp_path):

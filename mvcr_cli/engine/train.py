@@ -34,8 +34,6 @@ from mvcr_cli.errors import CheckpointError, DataError, is_out_of_memory
 from mvcr_cli.paths import display_name, json_path, write_json
 from mvcr_cli.records import SCHEMA, CheckReport, EpochReport, EvalReport, PicturePair, Problem, TrainReport, record
 
-VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
-
 
 def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
           stop: Stop = never) -> Iterator[EpochReport | TrainReport | CheckReport | Problem | PicturePair]:  # fmt: skip
@@ -168,6 +166,7 @@ class Trainer:
             if batch is not None:
                 self.losses.append(self._move(batch))
             self.step += 1
+            self._foresee_validation(plan.size, self._speed(mark, mark_step))
             ended = self.clock.finished(self.step)
             if ended or self.step % self.config.accumulate == 0:
                 self.session.flush(self.step - 1, plan.size)
@@ -229,7 +228,7 @@ class Trainer:
         found = validate(self.feed, self.run.path.name, self.step, self.track, stop)
         if found is None:
             return None
-        self.clock.validation_seconds = time.monotonic() - began
+        self.clock.took_validation(time.monotonic() - began)
         accuracy = found.top1.value
         epoch = math.ceil(self.step / self.per_epoch)
         if accuracy > self.best:
@@ -280,12 +279,14 @@ class Trainer:
         }  # fmt: skip
         self.run.save_state(self.step, tensors, meta)
 
+    def _foresee_validation(self, size: int, speed: float) -> None:
+        assert self.config.imgsz is not None
+        self.clock.foresee_validation(len(self.prepared.val), speed, (self.config.imgsz / size) ** 2)
+
     def _due(self) -> bool:
-        """Every epoch; when the clock decides, validation takes a fifteenth of the time at most."""
-        if self.config.seconds is None or not self.records:
-            return True
-        since = self.clock.elapsed() - self.records[-1]["seconds"]
-        return bool(since * VALIDATION_SHARE >= self.clock.validation_seconds)
+        """Every epoch, unless the clock has something against it."""
+        since = self.clock.elapsed() - self.records[-1]["seconds"] if self.records else None
+        return self.clock.allows_validation(since)
 
     def _speed(self, mark: float, mark_step: int) -> float:
         assert self.config.batch is not None
