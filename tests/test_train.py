@@ -683,6 +683,17 @@ def test_own_weights_start_another_run(data, undisturbed, tmp_path):
     assert strict((run / "config.json").read_text())["start"]["pretrained"]
 
 
+def test_own_weights_go_to_the_scales_that_they_were_of(data, tmp_path):
+    asked = {"imgsz": 48, "progressive": False}  # smaller pictures would have no half view
+    trained(data, tmp_path / "wide", scales=(2.0, 1.0, 0.5), lr=0.01, **asked)
+    weights = tmp_path / "wide" / "weights" / "last.safetensors"
+    trained(data, tmp_path / "run", weights=str(weights), scales=(1.0, 0.5), lr=1e-12, epochs=1, ema=0.0, **asked)
+    mine, theirs = tensors(tmp_path / "run"), Checkpoint.load(weights).tensors
+    double, half = theirs["bn1.scales.0.weight"], theirs["bn1.scales.1.weight"]
+    assert not torch.allclose(double, half, rtol=0, atol=1e-4)
+    torch.testing.assert_close(mine["bn1.scales.0.weight"], half, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("question", [1, 2, 5])
 @pytest.mark.parametrize("layers", [(), ("blur", "gem", "heads")])
 def test_a_run_that_began_from_weights_resumes_with_the_same_bits(data, undisturbed, tmp_path, question, layers):

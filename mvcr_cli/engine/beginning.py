@@ -250,7 +250,7 @@ def _session(config: TrainConfig, prepared: Prepared, start: Start, model: Model
 def _load(network: Network, first: dict[str, Tensor], start: Start) -> list[str]:
     """The parts that the first weights left new. Raises: CheckpointError; for a file of mvcr, with the options that fit."""
     try:
-        return load_trunk(network, first)
+        return load_trunk(network, first, start.model)
     except CheckpointError as error:
         if not start.options:
             raise
