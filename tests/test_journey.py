@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,6 +58,22 @@ def test_training_learns_and_leaves_a_complete_run(trained: dict[str, Any], plac
         "plots/confusion.png", "weights/best.safetensors", "weights/last.safetensors",
     }  # fmt: skip
     assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_a_report_that_a_kill_prevented_is_written_when_the_run_is_resumed(trained, place, tmp_path):
+    """The record that the run is finished comes before its report."""
+    run = shutil.copytree(place / "runs" / "a", tmp_path / "moved")
+    page, plot = run / "report.html", run / "plots" / "confusion.png"
+    was = plot.read_bytes()
+    page.unlink()
+    shutil.rmtree(run / "plots")
+    resume = ("train", "data", "--run", str(run), *OPTIONS, "--resume", "--json")
+    assert mvcr(place, *resume) == [trained | {"run": str(run)}]
+    assert "moved" in page.read_text("utf-8")
+    assert plot.read_bytes() == was
+    before = page.stat().st_mtime_ns, plot.stat().st_mtime_ns
+    assert mvcr(place, *resume) == [trained | {"run": str(run)}]
+    assert (page.stat().st_mtime_ns, plot.stat().st_mtime_ns) == before
 
 
 def test_eval_repeats_what_training_saw(trained: dict[str, Any], place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from mvcr_cli.config import PRESET_NAMES, ModelConfig
+from mvcr_cli.config import PRESET_NAMES, ModelConfig, ZoomConfig
 from mvcr_cli.errors import CheckpointError, UsageError
 from mvcr_cli.models import (
     Network,
@@ -22,7 +23,7 @@ from mvcr_cli.models import (
     plain_twin,
     useful_scales,
 )
-from mvcr_cli.models.mvcr import MultiScaleResNet, scale_norms
+from mvcr_cli.models.mvcr import MultiScaleResNet, private_scales, scale_norms
 from mvcr_cli.models.scale_aware import AveragePool, GeM, MaxPool, SoftBlur
 from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, resize_matrix, view_side
 
@@ -176,6 +177,37 @@ def test_views_too_small_for_the_stem_are_left_out(stem, least):
         assert len(logits) == views
         assert torch.equal(fused, logits[0]) is (views == 1)
         assert useful_scales((1.0, 0.5), side, stem) == ((1.0, 0.5) if views == 2 else (1.0,))
+
+
+def marked(*scales: float, zoom: bool = False) -> MultiScaleResNet:
+    """Every private batch norm has its scale as its mean, and that of the tiles 9."""
+    config = config_for("mvcr10n", 3, scales=scales, stem="small", layers=("sift",))
+    network = build(replace(config, zoom=ZoomConfig(tiles=4, candidates=16) if zoom else None))
+    assert isinstance(network, MultiScaleResNet)
+    for norm in scale_norms(network):
+        for number, scale in enumerate(private_scales(network.config)[: 1 + len(norm.scales)]):
+            norm.of(number).running_mean.fill_(9 if scale is None else scale)
+    return network
+
+
+def means(network: MultiScaleResNet) -> set[tuple[float, ...]]:
+    norms = scale_norms(network)
+    return {tuple(float(norm.of(k).running_mean[0]) for k in range(1 + len(norm.scales))) for norm in norms}
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "found"),
+    [
+        (((2, 1, 0.5), False), ((1, 0.5), False), {(1, 0.5)}),
+        (((1, 0.5), False), ((2, 1, 0.5), False), {(1, 1, 0.5)}),
+        (((1, 0.5), True), ((1, 0.5, 0.25), False), {(1, 0.5, 1)}),
+        (((1, 0.5), True), ((1, 0.25), True), {(1, 1, 9), (1, 1)}),
+    ],
+)
+def test_a_private_norm_goes_to_the_scale_that_it_was_of(was, now, found):
+    trained, mine = marked(*was[0], zoom=was[1]), marked(*now[0], zoom=now[1])
+    load_trunk(mine, trained.state_dict(), trained.config)
+    assert means(mine) == found
 
 
 def test_weights_of_more_views_start_a_network_with_fewer():

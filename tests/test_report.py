@@ -18,6 +18,8 @@ from mvcr_cli.errors import CheckpointError, InputMissing
 from mvcr_cli.paths import display_name
 from mvcr_cli.report.html import POLICY, write_report
 from mvcr_cli.report.plots import confusion_png
+from mvcr_cli.report.run_files import read_run
+from mvcr_cli.report.sections import data as data_section
 from mvcr_cli.report.svg import Series, line_chart
 
 HOSTILE = (
@@ -125,7 +127,8 @@ def write_run(run: Path, names, *, epochs: int = 24) -> Path:
     lines = [json.dumps(records.record(epoch_report(epoch, epochs))) for epoch in range(1, epochs + 1)]
     (run / "config.json").write_text(json.dumps(values))
     (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    (run / "split.json").write_text(json.dumps({"train": [["a", 0, "x"]] * 3200, "val": [["b", 0, "y"]] * 400}))
+    split = {"train": [["a", 0, "x"]] * 3200, "val": [["b", 0, "y"]] * 400}
+    (run / "split.json").write_text(json.dumps({"classes": list(names), "root": "/home/alice/pictures", **split}))
     (run / "eval.json").write_text(json.dumps(records.record(evaluation(names))))
     (run / "summary.json").write_text(json.dumps(records.record(summary)))
     return run
@@ -236,6 +239,11 @@ def test_a_run_that_has_only_begun_has_a_report(run):
         (run / name).unlink()
     (run / "config.json").write_text("{}")
     assert_inert(*report_of(run))
+
+
+def test_the_data_are_counted_and_nothing_else(run):
+    names = re.findall(r'<p class="name">([^<]*)</p>', data_section(read_run(run)))
+    assert names == ["training pictures", "validation pictures", "skipped"]
 
 
 def test_a_folder_without_config_is_no_run(tmp_path):

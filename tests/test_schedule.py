@@ -103,7 +103,7 @@ def test_with_a_budget_the_run_ends_inside_it_and_uses_most_of_it(
         ended = clock.finished(step)
         if ended or fake_time.now - began - spent > 10 * validation + 5:
             fake_time.now += validation
-            clock.validation_seconds = validation
+            clock.took_validation(validation)
             spent = fake_time.now - began
         if ended:
             break
@@ -120,6 +120,7 @@ def test_time_before_an_interruption_counts(fake_time):
     assert clock.elapsed() == pytest.approx(70)
     assert clock.left(5) == pytest.approx(30)
     assert clock.progress(5) > 0.6
+    clock.took_validation(5.0)
     fake_time.now += 25
     assert clock.finished(6)
 
@@ -130,3 +131,24 @@ def test_a_start_up_longer_than_the_budget_still_ends(fake_time):
     clock.begin()
     fake_time.now += 1
     assert clock.finished(1)
+
+
+def test_the_first_validation_is_foreseen_from_the_speed_of_the_training():
+    """A third of a step at the size of then, but no less than a training picture took, and never all of the time."""
+    clock = Clock(None, 100.0, started=0.0)
+    for enlarged, seconds in ((1.0, 10.0), (3.0, 10.0), (6.0, 20.0), (600.0, 50.0)):
+        clock.foresee_validation(50, 5.0, enlarged)
+        assert clock.validation_seconds == pytest.approx(seconds)
+    clock.took_validation(7.0)
+    clock.foresee_validation(50, 5.0, 1.0)
+    assert clock.validation_seconds == 7.0
+
+
+def test_no_validation_begins_that_would_leave_no_time_for_the_last_one(fake_time):
+    clock = Clock(None, 100.0, started=fake_time.now)
+    clock.took_validation(20.0)
+    fake_time.now += 48
+    assert clock.allows_validation(None)
+    fake_time.now += 2
+    assert not clock.allows_validation(None)
+    assert Clock(10, None, started=0.0).allows_validation(None)

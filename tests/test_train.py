@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -24,13 +25,14 @@ from mvcr_cli.engine import train as train_module
 from mvcr_cli.engine import validation as validation_module
 from mvcr_cli.engine.loss import class_weights, multi_scale_loss, soft_targets
 from mvcr_cli.engine.optim import load_optimiser_state, make_optimiser, optimiser_state
+from mvcr_cli.engine.prepare import BYTES_PER_PIXEL
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, restarted
 from mvcr_cli.engine.train import train
 from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, DataError, RunBusy
 from mvcr_cli.models import TRUNKS, build, config_for
-from mvcr_cli.records import CheckReport, EpochReport
+from mvcr_cli.records import CheckReport, EpochReport, TrainReport, record
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -356,9 +358,82 @@ def test_existing_runs_and_foreign_folders_are_left_alone(data, undisturbed, tmp
         assert fingerprint(run) == before
 
 
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "prepare", lambda *_: pytest.fail("reads the data"))
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_folder_that_cannot_be_the_run_is_refused_before_the_data_are_read(data, undisturbed, tmp_path):
+    moved = shutil.copytree(undisturbed, tmp_path / "moved")
+    (moved / ".lock").unlink()
+    for run in (undisturbed, moved, data):
+        before = fingerprint(run)
+        with pytest.raises(CannotCreate):
+            trained(data, run)
+        assert fingerprint(run) == before
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_another_process_begins_is_refused_before_the_data_are_read(data, tmp_path, resume):
+    (tmp_path / "run").mkdir()
+    with RunDirectory(tmp_path / "run").locked():
+        before = fingerprint(tmp_path)
+        with pytest.raises(RunBusy):
+            trained(data, tmp_path / "run", resume=resume)
+        assert fingerprint(tmp_path) == before
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_finished_run_is_told_before_the_data_are_read(data, undisturbed):
+    assert len(list(train(settings(data, undisturbed, resume=True)))) == 1
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(data, undisturbed, tmp_path, monkeypatch, resume):
+    """The lock decides, and not what was there before the data were read."""
+    run, prepare = tmp_path / "run", train_module.prepare
+
+    def slow(*arguments: Any) -> Any:
+        shutil.copytree(undisturbed, run)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(train_module, "prepare", slow)
+    with contextlib.nullcontext() if resume else pytest.raises(CannotCreate):
+        (report,) = train(settings(data, run, resume=resume))
+        assert isinstance(report, TrainReport) and report.run == str(run)
+    assert same(run, undisturbed)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"best_accuracy": "high"}'])
+def test_a_damaged_record_of_a_finished_run_is_a_sentence(data, undisturbed, tmp_path, content):
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    (run / "summary.json").write_bytes(content)
+    with pytest.raises(ConfigMismatch, match=r"summary\.json"):
+        list(train(settings(data, run, resume=True)))
+
+
 def test_a_dry_run_may_look_at_the_folder_it_stands_in(data, monkeypatch):
     monkeypatch.chdir(data)
     assert list(train(settings(Path("."), None, dry_run=True)))
+
+
+def test_memory_that_holds_files_is_available_for_a_batch(data, tmp_path, monkeypatch):
+    """How much of it there is depends on what was read lately, and the batch may not."""
+    monkeypatch.setattr("os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1000)
+    said: list[str] = []
+    trained(data, tmp_path / "run", batch=None, stop=stop_at(1), say=said.append)
+    assert strict((tmp_path / "run" / "config.json").read_text())["train"]["batch"] == 16
+    assert not [line for line in said if line.startswith("warning: a batch")]
+
+
+def test_a_batch_that_memory_made_smaller_is_told(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("mvcr_cli.engine.prepare.available_memory", lambda: 4 * 5 * BYTES_PER_PIXEL * 48 * 48)
+    said: list[str] = []
+    trained(data, tmp_path / "run", batch=None, stop=stop_at(1), say=said.append)
+    assert strict((tmp_path / "run" / "config.json").read_text())["train"]["batch"] == 5
+    assert [line for line in said if "a batch of 5 and not of 16" in line and "--batch 5" in line]
 
 
 def test_a_batch_larger_than_the_data_is_told_and_can_be_resumed(data, tmp_path):
@@ -400,7 +475,9 @@ def test_a_class_that_no_picture_validates_is_a_finding(data, tmp_path):
 def test_a_finished_run_is_left_as_it_is(data, undisturbed):
     before = fingerprint(undisturbed)
     said: list[str] = []
-    assert list(train(settings(data, undisturbed, resume=True), say=said.append)) == []
+    (report,) = train(settings(data, undisturbed, resume=True), say=said.append)
+    assert isinstance(report, TrainReport)
+    assert record(report) == strict((undisturbed / "summary.json").read_text())
     assert "finished already" in said[-1]
     assert fingerprint(undisturbed) == before
 
@@ -411,7 +488,8 @@ def test_what_a_kill_tore_while_the_report_was_written_is_swept_up(data, undistu
     (run / "plots").mkdir(exist_ok=True)
     for torn in (run / ".report.html.0a1b2c3d.tmp", run / "plots" / ".confusion.png.0a1b2c3d.tmp"):
         torn.write_bytes(b"half")
-    assert list(train(settings(data, run, resume=True))) == []
+    (report,) = train(settings(data, run, resume=True))
+    assert isinstance(report, TrainReport) and report.run == str(run)
     assert not list(run.rglob(".*.tmp"))
 
 
@@ -511,29 +589,46 @@ class Time:
         return self.now
 
 
-def test_a_run_with_a_budget_ends_inside_it(data, tmp_path, monkeypatch):
-    """A step takes two seconds and a validation three, on a clock that only they move."""
-    budget = 80.0
+def on_a_slow_machine(monkeypatch: pytest.MonkeyPatch, step_seconds: float, validation_seconds: float) -> Time:
+    """A clock that only steps and validations move."""
     time, step, infer = Time(), Session.step, validation_module.infer
 
     def slow_step(self: Session, *arguments: Any) -> torch.Tensor:
-        time.now += 2
+        time.now += step_seconds
         return step(self, *arguments)
 
     def slow_infer(*arguments: Any) -> Any:
-        time.now += 3
+        time.now += validation_seconds
         return infer(*arguments)
 
     monkeypatch.setattr(clock_module, "time", time)
     monkeypatch.setattr(train_module, "time", time)
     monkeypatch.setattr(Session, "step", slow_step)
     monkeypatch.setattr(validation_module, "infer", slow_infer)
+    return time
+
+
+def test_a_run_with_a_budget_ends_inside_it(data, tmp_path, monkeypatch):
+    """A step takes two seconds and a validation three."""
+    budget, time = 80.0, on_a_slow_machine(monkeypatch, 2, 3)
     epochs, end = trained(data, tmp_path / "run", imgsz=32, epochs=None, seconds=budget, started=time.now - 5)
     assert 0.75 * budget <= end.seconds <= budget
     assert end.stopped_by == "finished"
     assert 3 * len(epochs) <= 0.1 * budget + 6  # validation takes a tenth of the time, and the last one
     assert epochs[-1].step == end.steps
     assert strict((tmp_path / "run" / "summary.json").read_text())["steps"] == end.steps
+
+
+@pytest.mark.parametrize("budget", range(30, 100, 10))
+@pytest.mark.parametrize("validation", [5.5, 16, 18])
+def test_a_slow_validation_ends_inside_the_budget_too(data, tmp_path, monkeypatch, budget, validation):
+    """A step of two pictures takes two seconds and an epoch 16; a validation of 16 pictures a third of that or more."""
+    time = on_a_slow_machine(monkeypatch, 2, validation)
+    asked = {"imgsz": 48, "epochs": None, "seconds": float(budget), "batch": 2, "split": 0.5}
+    epochs, end = trained(data, tmp_path / "run", **asked, started=time.now - 5)
+    assert end.stopped_by == "finished" and epochs[-1].step == end.steps
+    assert end.seconds <= budget
+    assert end.seconds >= 0.4 * budget
 
 
 def test_bad_pictures_are_left_out_and_named_once(data, tmp_path):
@@ -548,6 +643,16 @@ def test_bad_pictures_are_left_out_and_named_once(data, tmp_path):
     assert len(warnings) == 1
     assert "cannot be decoded (corrupt): 5 of" in warnings[0]
     assert all(warnings[0].count(f"cut{number}.png") == 1 for number in range(5))
+
+
+def test_what_is_only_a_warning_is_not_counted_as_skipped(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "data")
+    (root / "square").rename(root / "Circle")
+    (root / "circle" / "note.pdf").write_bytes(b"%PDF-1.7")
+    (report,) = (found for found in train(settings(root, None, dry_run=True)) if isinstance(found, CheckReport))
+    assert {finding["code"] for finding in report.findings} >= {"twin_classes", "not_an_image"}
+    assert report.skipped == 1
+    assert trained(root, tmp_path / "run", epochs=1)[1].skipped == 1
 
 
 def test_without_a_readable_validation_picture_there_is_no_run(data, tmp_path):
@@ -576,6 +681,17 @@ def test_own_weights_start_another_run(data, undisturbed, tmp_path):
     torch.testing.assert_close(mine["layer4.0.conv1.weight"], theirs["layer4.0.conv1.weight"], rtol=0, atol=1e-6)
     torch.testing.assert_close(mine["fc.weight"], theirs["fc.weight"], rtol=0, atol=1e-6)
     assert strict((run / "config.json").read_text())["start"]["pretrained"]
+
+
+def test_own_weights_go_to_the_scales_that_they_were_of(data, tmp_path):
+    asked = {"imgsz": 48, "progressive": False}  # smaller pictures would have no half view
+    trained(data, tmp_path / "wide", scales=(2.0, 1.0, 0.5), lr=0.01, **asked)
+    weights = tmp_path / "wide" / "weights" / "last.safetensors"
+    trained(data, tmp_path / "run", weights=str(weights), scales=(1.0, 0.5), lr=1e-12, epochs=1, ema=0.0, **asked)
+    mine, theirs = tensors(tmp_path / "run"), Checkpoint.load(weights).tensors
+    double, half = theirs["bn1.scales.0.weight"], theirs["bn1.scales.1.weight"]
+    assert not torch.allclose(double, half, rtol=0, atol=1e-4)
+    torch.testing.assert_close(mine["bn1.scales.0.weight"], half, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("question", [1, 2, 5])

@@ -24,7 +24,8 @@ from safetensors.numpy import load_file, save
 
 from mvcr_cli import hub as hub_client
 from mvcr_cli import weights
-from mvcr_cli.config import PRESET_NAMES
+from mvcr_cli.config import PRESET_NAMES, TrainConfig
+from mvcr_cli.engine.starting import starting_weights
 from mvcr_cli.errors import CannotCreate, ExitCode, MvcrError, NotPermitted, Unavailable, UsageError, WriteFailed
 
 TENSORS = {"conv1.weight": np.arange(30_000, dtype=np.float32)}
@@ -451,6 +452,22 @@ def test_a_file_in_place_of_the_cache(hub: Hub, path: Path) -> None:
     with pytest.raises(CannotCreate) as caught:
         weights.pretrained("mvcr18")
     assert "MVCR_HOME" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EACCES, NotPermitted), (errno.EROFS, WriteFailed), (errno.ENOTDIR, CannotCreate)]
+)
+def test_without_a_cache_auto_trains_from_scratch_and_imagenet_is_refused(hub, monkeypatch, number, kind):
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    told: list[str] = []
+    start = starting_weights(TrainConfig(data=Path("data")), told.append)
+    assert (start.source, start.pretrained) == ("random weights", False)
+    assert len(told) == 1 and "cannot write" in told[0] and told[0].endswith("training from scratch")
+    with pytest.raises(kind):
+        starting_weights(TrainConfig(data=Path("data"), weights="imagenet"), told.append)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

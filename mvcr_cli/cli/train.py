@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_lib
 import shlex
 from dataclasses import fields
 from pathlib import Path
@@ -150,16 +149,17 @@ def _show_check(
 
 
 def _write_report(run: Path) -> None:
-    """`report.html` and `plots/confusion.png` of a finished run."""
+    """`report.html` and `plots/confusion.png` of a finished run, as far as they are missing."""
     from mvcr_cli.report.html import write_report
     from mvcr_cli.report.plots import confusion_png
+    from mvcr_cli.report.run_files import read_run
 
-    write_report(run)
-    found = json_lib.loads((run / "eval.json").read_bytes())
-    (run / "plots").mkdir(exist_ok=True)
-    write_whole(
-        run / "plots" / "confusion.png", confusion_png(found["confusion"], [row["label"] for row in found["classes"]])
-    )
+    page, plot = run / "report.html", run / "plots" / "confusion.png"
+    if not page.exists():
+        write_report(run)
+    if not plot.exists() and (found := read_run(run).evaluation) is not None:
+        plot.parent.mkdir(exist_ok=True)
+        write_whole(plot, confusion_png(found.confusion, [row.label for row in found.classes]))
 
 
 def _resuming(config: TrainConfig, report: TrainReport) -> str:

@@ -88,7 +88,8 @@ class TrainConfig:
         tile_px: side of a tile in pixels; None is fitted to `imgsz`.
         memory_mb: memory in MiB that batches and the cache of tiles are fitted to.
         save_every: steps (batches) between two resumable states, beside that of every epoch; 0 is those alone.
-        resume: go on with `run` where its last state stands; a finished run is left as it is.
+        resume: go on with `run` where its last state stands; a finished run is left as it is, but for
+            a report that it lacks.
         started: `time.monotonic()` at program start, so that `seconds` counts what the user waits for.
     """
 

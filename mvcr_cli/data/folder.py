@@ -35,6 +35,7 @@ from mvcr_cli.paths import class_name, display_name
 from mvcr_cli.records import Problem
 
 VAL_NAMES = ("val", "valid", "validation")
+WARNINGS = frozenset({"twin_classes"})  # problems for which nothing is left out
 SPLIT_NAMES = frozenset({"train", "test", *VAL_NAMES})
 
 

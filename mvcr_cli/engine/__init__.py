@@ -19,6 +19,8 @@ T = TypeVar("T")
 Say = Callable[[str], None]
 Stop = Callable[[], str | None]
 
+PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISION_NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 EXPORT_SUFFIXES = (".onnx",)
 RUNS = Path("runs")
 
@@ -97,15 +99,24 @@ def pick_device(name: Device) -> torch.device:
 def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
     """The dtype of the activations. "auto" is bf16 where the hardware multiplies in it, else fp16 on CUDA, else fp32.
 
-    Emulated bf16 is an order of magnitude slower than fp32 on a CPU without it, so `auto` never emulates.
+    Raises: ConfigMismatch for fp16 on a CPU.
     """
     if name != "auto":
         if name == "fp16" and device.type == "cpu":
             raise ConfigMismatch("--precision fp16 is for CUDA and MPS", "use --precision bf16 or fp32")
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        return PRECISIONS[name]
+    if device.type == "mps":
+        return torch.float32
+    if not emulates_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether bf16 is an order of magnitude slower than fp32 there; `auto` never emulates."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+        return not torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and not cpu_has_bf16()
 
 
 def cpu_has_bf16() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +14,8 @@ from torch import Tensor
 from mvcr_cli import __version__
 from mvcr_cli.config import Layer, ModelConfig, TrainConfig, ZoomConfig, factor_text
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.engine import Say, default_workers, pick_precision
+from mvcr_cli.engine import Say, pick_precision
+from mvcr_cli.engine.agreement import agree, check_machine, no_record
 from mvcr_cli.engine.evaluate import split_record
 from mvcr_cli.engine.loss import class_weights, taught_sureness
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
@@ -23,19 +23,12 @@ from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, is_la
 from mvcr_cli.engine.rundir import FORMAT_VERSION, RunDirectory
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, for_classes, restarted, starting_weights
-from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, UsageError
+from mvcr_cli.errors import CannotCreate, CheckpointError
 from mvcr_cli.models import Network, build, config_for, load_trunk, useful_scales
 from mvcr_cli.models.mvcr import trunk_side
-from mvcr_cli.paths import display_name, to_json, write_json
+from mvcr_cli.paths import display_name, write_json
 
 CANDIDATES, CANDIDATES_PER_TILE = 128, 8
-
-# Settings that do not change the result, but for the last bits of it in the case of `threads`; they may differ when a
-# run is resumed, and stay out of the weights file.
-FREE_SETTINGS = frozenset({
-    "data", "val", "run", "resume", "started", "workers", "threads", "cache_mb", "memory_mb", "dry_run", "offline",
-    "strict", "save_every", "device", "follow_links",
-})  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -53,12 +46,35 @@ def torch_settings_kept() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
-def open_run(config: TrainConfig, say: Say) -> tuple[RunDirectory, Start | None]:
-    """The run directory to write, made when it is new; and the first weights when the name of the run needed them.
+def claim_run(config: TrainConfig, held: contextlib.ExitStack) -> RunDirectory | None:
+    """The run that is named and there already, with its lock in `held`; None when it is to be made.
+
+    This comes before the data are read, and makes nothing where it refuses.
+
+    Raises:
+        CannotCreate: the folder is something else than a run, or holds one that is not to be resumed.
+        RunBusy: another process writes it.
+    """
+    if config.run is None or config.dry_run:
+        return None
+    run = RunDirectory(config.run)
+    if run.is_foreign():
+        raise CannotCreate(f"{display_name(run.path)} exists and is no run", "choose another --name")
+    there = run.lock.exists() or (config.resume and run.config.exists())
+    if there:
+        held.enter_context(run.locked())
+    _refuse_begun(run, config)
+    if there:
+        run.create()
+    return run if there else None
+
+
+def make_run(config: TrainConfig, held: contextlib.ExitStack, say: Say) -> tuple[RunDirectory, Start | None]:
+    """A run that was not there, with its lock in `held`; and the first weights when the name of the run needed them.
 
     Weights are fetched under the lock of the run where that is possible, so that a busy run downloads nothing.
 
-    Raises: CannotCreate when the folder is something else than a run.
+    Raises: CannotCreate, RunBusy when another process was faster.
     """
     start = None
     if config.run is None:
@@ -66,10 +82,17 @@ def open_run(config: TrainConfig, say: Say) -> tuple[RunDirectory, Start | None]
         run = RunDirectory.numbered(default_model(config, start.pretrained))
     else:
         run = RunDirectory(config.run)
-        if run.is_foreign():
-            raise CannotCreate(f"{display_name(run.path)} exists and is no run", "choose another --name")
     run.create()
+    held.enter_context(run.locked())
+    _refuse_begun(run, config)
     return run, start
+
+
+def _refuse_begun(run: RunDirectory, config: TrainConfig) -> None:
+    if run.config.exists() and not config.resume:
+        raise CannotCreate(
+            f"{display_name(run.path)} holds a run already", "choose another --name, or go on with it: --resume"
+        )
 
 
 def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Start | None, device: torch.device,
@@ -81,11 +104,11 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     stored = run.read_config() if run.config.exists() else None
     if stored is not None:
         start = _start_again(config, stored, run, say)
-    elif start is None:
-        start = starting_weights(config, say)
-    settings = (
-        _agree(config, stored, prepared, run) if stored else fit_settings(config, prepared, device, start.pretrained)
-    )
+        settings = agree(config, stored, prepared, run)
+        check_machine(config, settings, stored, run, device, say)
+    else:
+        start = start or starting_weights(config, say)
+        settings = fit_settings(config, prepared, device, start.pretrained, say)
     assert settings.imgsz is not None and settings.model is not None and settings.threads is not None
     torch.set_num_threads(settings.threads)
     # What `use_deterministic_algorithms` does, without the compiler that it loads only to tell it.
@@ -100,8 +123,6 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     model = replace(model, sure=max(1e-3, model.sure * taught_sureness(model.classes, settings.label_smoothing)))
     if settings.unsure:
         model = replace(model, taught=(1.0,), surest=True)
-    if stored and settings.threads != stored["train"].get("threads"):
-        say(f"warning: --threads was {stored['train'].get('threads')}: the result will differ in its last bits")
     session, start = _session(settings, prepared, start, model, device, say)
     precision = str(session.dtype).removeprefix("torch.")
     if stored is None:
@@ -139,7 +160,7 @@ def _start_again(config: TrainConfig, stored: dict[str, Any], run: RunDirectory,
     try:
         start = Start.restored(stored["start"])
     except (KeyError, TypeError) as error:
-        raise _no_record(run) from error
+        raise no_record(run) from error
     return start if run.has_state() else restarted(config, start, say)
 
 
@@ -197,59 +218,6 @@ def _record(run: RunDirectory, settings: TrainConfig, prepared: Prepared, start:
     )
 
 
-def _agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run: RunDirectory) -> TrainConfig:
-    """The stored settings, when what is asked now does not contradict them.
-
-    Raises: ConfigMismatch that names the first contradiction.
-    """
-    was = {"zoom_mode": "off"} | stored["train"]  # runs from before there was zoom do not tell
-    # The number of threads decides in which order sums are made, and with that the last bits of a result.
-    keys = ("model", "imgsz", "scales", "layers", "tiles", "tile_px", "batch", "epochs", "lr", "threads")
-    fitted = {key: was.get(key) for key in keys if getattr(config, key) is None}
-    if config.batch is not None:
-        fitted["batch"] = min(config.batch, len(prepared.train))  # as `fit_settings` does
-    if config.zoom_mode == "auto":
-        fitted["zoom_mode"] = was["zoom_mode"]
-    try:
-        fitted |= {key: tuple(fitted[key]) for key in ("scales", "layers") if fitted.get(key) is not None}
-        config = replace(config, **fitted, workers=default_workers(config.workers))
-        if None in (config.model, config.imgsz, config.scales, config.batch, config.lr, config.threads):
-            raise TypeError("a setting is missing")
-    except UsageError as error:
-        text = f"{display_name(run.path)} cannot go on with these settings: {display_name(error.message)}"
-        raise ConfigMismatch(text, "resume with the same settings, or start a new run") from error
-    except TypeError as error:
-        raise _no_record(run) from error
-    for key, now in json.loads(to_json(config.to_dict())).items():
-        if key not in FREE_SETTINGS and now != was.get(key):
-            raise ConfigMismatch(
-                f"{display_name(run.path)} was started with {key} = {display_name(str(was.get(key)))}, "
-                f"not {display_name(str(now))}",
-                "resume with the same settings, or start a new run",
-            )
-    if tuple(stored["classes"]) != prepared.classes:
-        raise ConfigMismatch(f"{display_name(run.path)} has other classes than the data", "start a new run")
-    recorded = run.read_json(run.split)
-    for side, samples in (("train", prepared.train), ("val", prepared.val)):
-        if _digests(recorded.get(side)) != [sample.digest for sample in samples]:
-            raise ConfigMismatch(
-                f"the {side} pictures are not those that {display_name(run.path)} was started with", "start a new run"
-            )
-    return config
-
-
-def _no_record(run: RunDirectory) -> ConfigMismatch:
-    return ConfigMismatch(f"{display_name(run.config)} is no record of a run", "start a new run without --resume")
-
-
-def _digests(rows: Any) -> list[Any]:
-    """Of the rows of one side of `split.json`; of anything else, nothing that any data set has."""
-    try:
-        return [row[2] for row in rows]
-    except (TypeError, KeyError, IndexError):
-        return [None]
-
-
 def _session(config: TrainConfig, prepared: Prepared, start: Start, model: ModelConfig, device: torch.device,
              say: Say) -> tuple[Session, Start]:  # fmt: skip
     """A run's session, and its start with what the first weights left new."""
@@ -282,7 +250,7 @@ def _session(config: TrainConfig, prepared: Prepared, start: Start, model: Model
 def _load(network: Network, first: dict[str, Tensor], start: Start) -> list[str]:
     """The parts that the first weights left new. Raises: CheckpointError; for a file of mvcr, with the options that fit."""
     try:
-        return load_trunk(network, first)
+        return load_trunk(network, first, start.model)
     except CheckpointError as error:
         if not start.options:
             raise

@@ -24,6 +24,7 @@ from mvcr_cli.config import BenchmarkConfig, ModelConfig
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import (
+    PRECISION_NAMES,
     Say,
     Track,
     find_weights,
@@ -42,7 +43,6 @@ from mvcr_cli.records import BenchmarkRow, LoaderReport
 
 DEFAULT_MODELS = ("mvcr14n", "mvcr18")
 LEAST_TRAINING_BATCH = 2
-PRECISION_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def benchmark(config: BenchmarkConfig, *, track: Track = silent,

@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass
 
 WRITING_RESERVE_SECONDS = 3.0  # last state, weights and report
-FIRST_VALIDATION_GUESS_SECONDS = 5.0
+MARGIN = 1.2  # a validation may take so many times what the one before it took
+FORWARD_SHARE = 1 / 3  # of what a training step costs
+VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
 
 
 @dataclass
@@ -21,6 +23,7 @@ class Clock:
         budget: seconds of wall time, from `started`, that the whole run may take; None when steps decide.
         started: `time.monotonic()` when the program started.
         before: seconds that earlier, interrupted parts of the run took.
+        validation_seconds: of the last validation; before the first, of the one that is to come.
         first: seconds at which the first of them began to train.
     """
 
@@ -28,7 +31,8 @@ class Clock:
     budget: float | None
     started: float
     before: float = 0.0
-    validation_seconds: float = FIRST_VALIDATION_GUESS_SECONDS
+    validation_seconds: float = 0.0
+    validated: bool = False
     first: float = 0.0
 
     def elapsed(self) -> float:
@@ -43,11 +47,44 @@ class Clock:
         if self.total_steps is not None:
             return step / self.total_steps
         assert self.budget is not None
-        usable = self.budget - WRITING_RESERVE_SECONDS - 1.2 * self.validation_seconds - self.first
+        usable = self._end_of_training(self.budget) - self.first
         return min(1.0, max(0.0, (self.elapsed() - self.first) / max(usable, 1e-3)))
+
+    def _end_of_training(self, budget: float) -> float:
+        """Seconds at which the last validation must begin."""
+        return budget - WRITING_RESERVE_SECONDS - MARGIN * self.validation_seconds
 
     def finished(self, step: int) -> bool:
         return self.progress(step) >= 1
+
+    def foresee_validation(self, pictures: int, per_second: float, enlarged: float) -> None:
+        """Guess what the first validation takes, from the speed of the training.
+
+        A picture costs the forward share of a training step at its own size, but no less than a training picture took,
+        which may have been its reading. The first steps are slow, so no guess takes more than half of the time.
+
+        Args:
+            per_second: training pictures.
+            enlarged: pixels of a validation picture over those of a training picture.
+        """
+        if self.budget is not None and not self.validated:
+            seconds = pictures / per_second * max(1.0, FORWARD_SHARE * enlarged)
+            self.validation_seconds = min(seconds, self.budget / 2)
+
+    def took_validation(self, seconds: float) -> None:
+        self.validation_seconds, self.validated = seconds, True
+
+    def allows_validation(self, since: float | None) -> bool:
+        """Whether there is time to validate before the end; then a fifteenth of the time goes there at most.
+
+        Args:
+            since: seconds since the last validation; None before the first.
+        """
+        if self.budget is None:
+            return True
+        if self.elapsed() + MARGIN * self.validation_seconds >= self._end_of_training(self.budget):
+            return False  # the last validation is near, and must come before the time is up
+        return since is None or since * VALIDATION_SHARE >= self.validation_seconds
 
     def left(self, step: int) -> float | None:
         """Seconds until the end, estimated from the progress so far."""

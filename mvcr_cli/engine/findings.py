@@ -187,7 +187,7 @@ def _pair_example(pairs: Sequence[PicturePair]) -> str:
 def record_findings(run: Path, found: Iterable[Problem | PicturePair]) -> None:
     """Add to a run's `findings.jsonl` a record for every file left out and every pair of copies that it lacks."""
     path = run / "findings.jsonl"
-    lines = dict.fromkeys(path.read_text("utf-8").split("\n")[:-1] if path.is_file() else ())
+    lines = dict.fromkeys(path.read_text("utf-8", "replace").split("\n")[:-1] if path.is_file() else ())
     known = len(lines)
     lines |= dict.fromkeys(to_json(record(item)) for item in found)
     if len(lines) > known or not path.is_file():

@@ -139,7 +139,7 @@ def refusing_out_of_memory(what: str, device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def _capped() -> Iterator[None]:
     """Let allocations beyond the free memory fail, which can be reported; Linux would grant them and kill us later."""
-    room = _room()
+    room = available_memory()
     if room is None:
         yield
         return
@@ -154,8 +154,12 @@ def _capped() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _room() -> int | None:
-    """Bytes that this process may still use; None where only Linux would tell."""
+def available_memory() -> int | None:
+    """Bytes that this process may still use; None where only Linux would tell.
+
+    What the system keeps of files counts as available: it is given back, and how much there is depends on what was read
+    lately.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         room = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import torch
 
 from mvcr_cli.config import MEBIBYTE, Layer, Stem, TrainConfig, ZoomMode
 from mvcr_cli.data.folder import (
+    WARNINGS,
     Sample,
     check_trainable,
     find_layout,
@@ -22,8 +22,9 @@ from mvcr_cli.data.folder import (
     split,
 )
 from mvcr_cli.data.images import read_size
-from mvcr_cli.engine import RUNS, Say, Track, available_cores, default_workers, silent
+from mvcr_cli.engine import PRECISION_NAMES, RUNS, Say, Track, available_cores, default_workers, pick_precision, silent
 from mvcr_cli.engine.findings import HARMLESS, NOT_LOOKED, Look, describe, look_at
+from mvcr_cli.engine.measure import available_memory
 from mvcr_cli.errors import BadImage, CannotCreate, DataError, UsageError
 from mvcr_cli.models import config_for, useful_scales
 from mvcr_cli.models.mvcr import trunk_side
@@ -38,6 +39,7 @@ UNSURE_LAYERS: tuple[Layer, ...] = ("blur", "max")  # the surest view must not b
 # Pixels of the median longer side from which "auto" zooms, if that is also four times the trunk's size.
 ZOOM_FROM = 1024
 TILES = 16
+FALLBACK_MEMORY = 4 << 30  # bytes, where the system does not tell what is available
 BYTES_PER_PIXEL = 600  # activations and gradients of an 18-layer trunk in float32, per input pixel
 
 
@@ -62,6 +64,11 @@ class Prepared:
     spread: float
     findings: tuple[dict[str, Any], ...]
     look: Look
+
+    @property
+    def left_out(self) -> int:
+        """How many of `skipped` are files and folders that are not used; the others are warnings."""
+        return sum(problem.code not in WARNINGS for problem in self.skipped)
 
 
 def prepare(config: TrainConfig, track: Track = silent) -> Prepared:
@@ -133,7 +140,8 @@ def _sizes(samples: tuple[Sample, ...]) -> tuple[tuple[int, int], int, float]:
     return (int(statistics.median(widths)), int(statistics.median(heights))), int(statistics.median(longer)), spread
 
 
-def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, pretrained: bool) -> TrainConfig:
+def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, pretrained: bool,
+                 say: Say) -> TrainConfig:  # fmt: skip
     """Every setting that was left open, fitted; the result is what `config.json` records."""
     count = len(prepared.train)
     model = default_model(config, pretrained)
@@ -142,7 +150,7 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
     zoom = zoom_mode(config, prepared.longer, imgsz)
     tiles, tile_px = (config.tiles or TILES, config.tile_px or fit_tile(imgsz)) if zoom == "on" else (None, None)
     pixels = imgsz * imgsz + (tiles or 0) * (tile_px or 0) ** 2
-    batch = config.batch or _fit_batch(count, pixels, device, config.memory_mb if zoom == "on" else None)
+    batch = config.batch or _fit_batch(count, pixels, device, config.memory_mb if zoom == "on" else None, say)
     epochs = config.epochs if config.seconds is not None else config.epochs or _fit_epochs(count, pretrained)
     return replace(
         config,
@@ -158,6 +166,7 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
         lr=config.lr or (3e-4 if pretrained else 3e-3) * math.sqrt(min(batch, count) * config.accumulate / 64),
         workers=default_workers(config.workers),
         threads=config.threads or available_cores(),
+        precision=PRECISION_NAMES[pick_precision(config.precision, device)],
     )
 
 
@@ -217,28 +226,31 @@ def _fit_imgsz(longest: int, device: torch.device, pretrained: bool) -> int:
     return max(32, min(largest, 16 * math.ceil(longest / 16)))
 
 
-def _fit_batch(count: int, pixels: int, device: torch.device, memory_mb: int | None) -> int:
-    """Enough steps an epoch for few pictures, full cores for many, and a quarter of the free memory at most.
+def _fit_batch(count: int, pixels: int, device: torch.device, memory_mb: int | None, say: Say) -> int:
+    """Enough steps an epoch for few pictures, full cores for many, and a quarter of the available memory at most.
 
     Args:
         pixels: that the trunk sees of one picture.
-        memory_mb: MiB, of which half may be used; None for no limit beside what is free.
+        memory_mb: MiB, of which half may be used; None for no limit beside what is available.
     """
-    wanted = 16 if count < 500 else 32 if count < 4000 else 64 if device.type == "cpu" else 128
-    room = _free_memory(device) / 4
+    wanted = min(count, 16 if count < 500 else 32 if count < 4000 else 64 if device.type == "cpu" else 128)
+    needed = BYTES_PER_PIXEL * pixels  # bytes a picture
     if memory_mb is not None:
-        room = min(room, memory_mb * MEBIBYTE / 2)
-    fits = int(room / (BYTES_PER_PIXEL * pixels))
-    return max(2, min(wanted, fits))
+        wanted = min(wanted, int(memory_mb * MEBIBYTE / 2 / needed))
+    batch = max(2, min(wanted, int(_available_memory(device) / 4 / needed)))
+    if batch < wanted:
+        say(
+            f"warning: a batch of {batch} and not of {wanted}, for more memory is not available; where it is, the same "
+            f"command gives another result, unless it says --batch {batch}"
+        )
+    return batch
 
 
-def _free_memory(device: torch.device) -> int:
+def _available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 4 << 30
+    room = available_memory()
+    return FALLBACK_MEMORY if room is None else room
 
 
 def _fit_epochs(count: int, pretrained: bool) -> int:
@@ -261,7 +273,7 @@ def check(config: TrainConfig, prepared: Prepared) -> Iterator[Problem | Picture
         decoded=look.decoded,
         compared=look.compared,
         broken=len(look.broken),
-        skipped=len(prepared.skipped),
+        skipped=prepared.left_out,
         findings=prepared.findings,
     )
 

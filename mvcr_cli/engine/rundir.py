@@ -20,7 +20,7 @@ from mvcr_cli.checkpoint import pack, read_bytes, unpack
 from mvcr_cli.engine import RUNS
 from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, InputMissing, MvcrError, RunBusy
 from mvcr_cli.paths import csv_text, display_name, to_json, write_error, write_whole
-from mvcr_cli.records import EpochReport
+from mvcr_cli.records import EpochReport, TrainReport
 
 FORMAT_VERSION = 1  # of a run folder as a whole; config.json carries it
 KEPT_STATES = 2
@@ -50,11 +50,18 @@ class RunDirectory:
 
     @classmethod
     def numbered(cls, model: str) -> RunDirectory:
-        """A new `runs/<model>-<n>`; `mkdir` decides races, so that two starters never share one."""
+        """A new `runs/<model>-<n>`; `mkdir` decides races, so that two starters never share one.
+
+        Raises: CannotCreate, NotPermitted or WriteFailed, as when `runs` is a file or a link to nothing.
+        """
+        try:
+            RUNS.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(RUNS, error) from error
         for number in range(1, 1_000_000):
             path = RUNS / f"{model}-{number}"
             try:
-                path.mkdir(parents=True)
+                path.mkdir()
             except FileExistsError:
                 continue
             except OSError as error:
@@ -198,6 +205,15 @@ class RunDirectory:
                 f"{display_name(self.config)} is no record of a run", "start a new run without --resume"
             )
         return stored
+
+    def read_summary(self) -> TrainReport:
+        """What the finished run reported, wherever it has been moved to. Raises: ConfigMismatch when it is damaged."""
+        stored = self.read_json(self.summary) | {"run": str(self.path)}
+        values: dict[str, Any] = {field.name: stored.get(field.name) for field in fields(TrainReport)}
+        kinds = {"str": (str,), "int": (int,), "float": (int, float)}
+        if not all(type(values[field.name]) in kinds[str(field.type)] for field in fields(TrainReport)):
+            raise ConfigMismatch(f"{display_name(self.summary)} is no record of a finished run", "start a new run")
+        return TrainReport(**values)
 
     def read_split(self) -> dict[str, Any]:
         """`split.json`, of this format or an older one."""

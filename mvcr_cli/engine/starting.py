@@ -13,7 +13,7 @@ from mvcr_cli import weights
 from mvcr_cli.checkpoint import load_named, read_bytes, unpack
 from mvcr_cli.config import PRESET_NAMES, Layer, ModelConfig, Stem, TrainConfig
 from mvcr_cli.engine import Say
-from mvcr_cli.errors import ConfigMismatch, Unavailable, WriteFailed
+from mvcr_cli.errors import CannotCreate, ConfigMismatch, NotPermitted, Unavailable, UsageError, WriteFailed
 from mvcr_cli.models import build
 from mvcr_cli.paths import display_name
 
@@ -30,6 +30,7 @@ class Start:
         stem: that of the trunk; None where the size of the pictures decides.
         tensors: the trunk's state dict, not recorded.
         classes: names of the rows of the last layer; empty where the file does not tell. Not recorded.
+        model: the network that they were taken from; None where the file does not tell. Not recorded.
         options: those of `mvcr train` that fit a file of mvcr; empty for any other. Not recorded.
         new_parts: what the trunk did not fill, by name, once a network has been built; it learns faster.
     """
@@ -39,6 +40,7 @@ class Start:
     stem: Stem | None = None
     tensors: dict[str, Tensor] | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
+    model: ModelConfig | None = None
     options: str = ""
     new_parts: tuple[str, ...] = ()
 
@@ -58,13 +60,21 @@ class Start:
         recorded = unpack(read_bytes(path), path)[1].get("model")
         if first is not None and first.shape[-1:] == (3,):  # the filter does not tell its stride: own files record it
             stem = "fine" if isinstance(recorded, dict) and recorded.get("stem") == "fine" else "small"
-        return cls(source, True, stem, tensors, classes, _options(recorded))
+        return cls(source, True, stem, tensors, classes, _model(recorded), _options(recorded))
 
     def to_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the optimiser's groups depend on the new parts."""
         return {
             "source": self.source, "pretrained": self.pretrained, "stem": self.stem, "new_parts": list(self.new_parts),
         }  # fmt: skip
+
+
+def _model(recorded: object) -> ModelConfig | None:
+    """The model of a weights file of mvcr; None when it is of no version that is known."""
+    try:
+        return ModelConfig.from_dict(recorded) if isinstance(recorded, dict) else None
+    except (TypeError, ValueError, AttributeError, OverflowError, UsageError):
+        return None
 
 
 def _options(recorded: object) -> str:
@@ -80,7 +90,10 @@ def starting_weights(config: TrainConfig, say: Say) -> Start:
 
     `auto` falls back to random weights, with one line that says why; `imagenet` and a file are had or refused.
 
-    Raises: Unavailable (imagenet cannot be had), InputMissing or CheckpointError (the file cannot be used).
+    Raises:
+        Unavailable: imagenet cannot be had.
+        WriteFailed, NotPermitted, CannotCreate: its place in the cache cannot be written or read.
+        InputMissing, CheckpointError: the file cannot be used.
     """
     if config.weights == "none":
         return Start("random weights", False)
@@ -93,7 +106,7 @@ def starting_weights(config: TrainConfig, say: Say) -> Start:
         return Start("random weights", False)
     try:
         path = weights.pretrained(model, offline=config.offline, say=say)
-    except (Unavailable, WriteFailed) as error:
+    except (Unavailable, WriteFailed, NotPermitted, CannotCreate) as error:
         if config.weights == "imagenet":
             raise
         say(f"weights: no pretrained weights ({error.message}); training from scratch")

@@ -7,6 +7,7 @@ undisturbed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from mvcr_cli.config import TrainConfig
 from mvcr_cli.data.loader import Batch
 from mvcr_cli.data.trail import Trail
 from mvcr_cli.engine import Say, Stop, Track, never, peak_rss_mb, pick_device, say_nothing, silent
-from mvcr_cli.engine.beginning import begin, open_run, torch_settings_kept
+from mvcr_cli.engine.beginning import begin, claim_run, make_run, torch_settings_kept
 from mvcr_cli.engine.clock import Clock
 from mvcr_cli.engine.feed import Feed
 from mvcr_cli.engine.findings import record_findings
@@ -29,11 +30,9 @@ from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.schedule import lr_factor
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.validation import keep_average, validate
-from mvcr_cli.errors import CannotCreate, CheckpointError, DataError, is_out_of_memory
+from mvcr_cli.errors import CheckpointError, DataError, is_out_of_memory
 from mvcr_cli.paths import display_name, json_path, write_json
 from mvcr_cli.records import SCHEMA, CheckReport, EpochReport, EvalReport, PicturePair, Problem, TrainReport, record
-
-VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
 
 
 def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
@@ -45,27 +44,30 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
         say: takes one line for a person: choices made, findings, warnings.
         stop: asked after every step; a signal's name ends the run after this step, resumable.
 
+    A finished run is resumed by its `TrainReport` alone. What is wrong with the folder of the run is told before the data are
+    read.
+
     Raises: MvcrError for every refusal; what was saved before stays intact.
     """
     clock = Clock(None, config.seconds, config.started if config.started is not None else time.monotonic())
     device = pick_device(config.device)
-    prepared = prepare(config, track)
-    announce(prepared, say)
-    if config.dry_run:
-        yield from check(config, prepared)
-        return
-    run, start = open_run(config, say)
-    with torch_settings_kept(), run.locked():
-        if run.config.exists() and not config.resume:
-            raise CannotCreate(
-                f"{display_name(run.path)} holds a run already", "choose another --name, or go on with it: --resume"
-            )
+    with torch_settings_kept(), contextlib.ExitStack() as held:
+        run, start = claim_run(config, held), None
+        if run is not None and run.summary.exists():
+            yield _finished(run, say)
+            return
+        prepared = prepare(config, track)
+        announce(prepared, say)
+        if config.dry_run:
+            yield from check(config, prepared)
+            return
+        if run is None:
+            run, start = make_run(config, held, say)
+        if run.summary.exists():  # by another process, while this one read the data
+            yield _finished(run, say)
+            return
         if config.resume and not run.config.exists():
             say(f"nothing to resume in {display_name(run.path)}: a new run begins")
-        if run.summary.exists():
-            run.sweep()
-            say(f"{display_name(run.path)} is finished already; nothing to do")
-            return
         trail = Trail(run.reading)
         announce_trail(trail, say)
         session = begin(config, prepared, run, start, device, say)
@@ -75,6 +77,13 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
         with trail.opened():
             yield from trainer.epochs(track, stop)
         yield trainer.finish()
+
+
+def _finished(run: RunDirectory, say: Say) -> TrainReport:
+    """What a run reported that has ended already."""
+    run.sweep()
+    say(f"{display_name(run.path)} is finished already; nothing to do")
+    return run.read_summary()
 
 
 def announce_trail(trail: Trail, say: Say) -> None:
@@ -157,6 +166,7 @@ class Trainer:
             if batch is not None:
                 self.losses.append(self._move(batch))
             self.step += 1
+            self._foresee_validation(plan.size, self._speed(mark, mark_step))
             ended = self.clock.finished(self.step)
             if ended or self.step % self.config.accumulate == 0:
                 self.session.flush(self.step - 1, plan.size)
@@ -200,7 +210,7 @@ class Trainer:
             stopped_by=self.stopped_by,
             train_images=len(self.prepared.train),
             val_images=len(self.prepared.val),
-            skipped=len(self.prepared.skipped) + len(broken),
+            skipped=self.prepared.left_out + len(broken),
             peak_rss_mb=peak_rss_mb(),
         )
         self._report_bad_pictures()
@@ -218,7 +228,7 @@ class Trainer:
         found = validate(self.feed, self.run.path.name, self.step, self.track, stop)
         if found is None:
             return None
-        self.clock.validation_seconds = time.monotonic() - began
+        self.clock.took_validation(time.monotonic() - began)
         accuracy = found.top1.value
         epoch = math.ceil(self.step / self.per_epoch)
         if accuracy > self.best:
@@ -269,12 +279,14 @@ class Trainer:
         }  # fmt: skip
         self.run.save_state(self.step, tensors, meta)
 
+    def _foresee_validation(self, size: int, speed: float) -> None:
+        assert self.config.imgsz is not None
+        self.clock.foresee_validation(len(self.prepared.val), speed, (self.config.imgsz / size) ** 2)
+
     def _due(self) -> bool:
-        """Every epoch; when the clock decides, validation takes a fifteenth of the time at most."""
-        if self.config.seconds is None or not self.records:
-            return True
-        since = self.clock.elapsed() - self.records[-1]["seconds"]
-        return bool(since * VALIDATION_SHARE >= self.clock.validation_seconds)
+        """Every epoch, unless the clock has something against it."""
+        since = self.clock.elapsed() - self.records[-1]["seconds"] if self.records else None
+        return self.clock.allows_validation(since)
 
     def _speed(self, mark: float, mark_step: int) -> float:
         assert self.config.batch is not None

@@ -11,7 +11,7 @@ import torch
 from mvcr_cli import __version__
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.engine import Stop, Track
-from mvcr_cli.engine.beginning import FREE_SETTINGS
+from mvcr_cli.engine.agreement import FREE_SETTINGS
 from mvcr_cli.engine.evaluate import infer, none_readable, summarise
 from mvcr_cli.engine.feed import Feed
 from mvcr_cli.errors import DataError

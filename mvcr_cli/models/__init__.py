@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from mvcr_cli.config import SACS_STAGES, Block, Layer, ModelConfig, Stem, check_preset
 from mvcr_cli.errors import CheckpointError
 from mvcr_cli.models.cnn import SmallCNN
-from mvcr_cli.models.mvcr import MultiScaleResNet, is_useful
+from mvcr_cli.models.mvcr import MultiScaleResNet, is_useful, private_scales
 from mvcr_cli.models.zoom import ZoomResNet
 
 Network = MultiScaleResNet | SmallCNN
@@ -81,17 +82,23 @@ def build(config: ModelConfig, *, exact: bool = False) -> Network:
     return MultiScaleResNet(config, exact=exact) if config.zoom is None else ZoomResNet(config, exact=exact)
 
 
-def load_trunk(network: Network, state: dict[str, Tensor]) -> list[str]:
+def load_trunk(network: Network, state: dict[str, Tensor], of: ModelConfig | None = None) -> list[str]:
     """Load the weights of a ResNet (torchvision, timm or mvcr) into a network.
 
-    Every private batch norm that `state` does not have starts as a copy of the plain one. What only a zooming network has
-    is taken where both zoom; how often its own proposal has learned is counted anew.
+    A private batch norm goes to the same scale, or by its number when `of` does not tell the scales. Every one that `state`
+    does not have starts as a copy of the plain one. What only a zooming network has is taken where both zoom; how often its
+    own proposal has learned is counted anew.
 
     A last layer of another size is left as it is: the new classes are not those of the weights.
+
+    Args:
+        of: the network that `state` was taken from, when it is known.
 
     Returns: names that were not loaded from `state` (new parts and, if its size differs, `fc`).
     Raises: CheckpointError when `state` is no ResNet of this depth and width.
     """
+    if of is not None:
+        state = _renumbered(state, private_scales(of), private_scales(network.config))
     own = network.state_dict()
     loaded: dict[str, Tensor] = {}
     for name, tensor in own.items():
@@ -117,6 +124,21 @@ _OPTIONAL = ("blur.t", "conv2.alpha", "conv2.gate_weight", "conv2.gate_bias", "n
 # The counter is not in files from before 2018, and decides nothing; the others start without effect.
 _BESIDE_TRUNK = ("fc", "fusion", "attention", "scorer", "sketch", "finder", "lessons", "beta", "trust")
 _TRUNK_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "features", "dense")
+
+
+def _renumbered(state: dict[str, Tensor], was: list[float | None], now: list[float | None]) -> dict[str, Tensor]:
+    """The private batch norms under the numbers that their scales have now; those of other scales are left out."""
+    renumbered = {}
+    for name, tensor in state.items():
+        head, private, tail = name.partition(".scales.")
+        if private:
+            old, _, parameter = tail.partition(".")
+            scale = was[int(old) + 1] if old.isdecimal() and int(old) + 1 < len(was) else math.nan
+            if scale not in now:
+                continue
+            name = f"{head}.scales.{now.index(scale) - 1}.{parameter}"
+        renumbered[name] = tensor
+    return renumbered
 
 
 def _plain_name(name: str) -> str:

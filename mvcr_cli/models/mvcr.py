@@ -46,7 +46,7 @@ class MultiScaleResNet(ResNetTrunk):
         blur = (0.0 if exact else 1.0) if config.blur else None
         self.taught = taught_views(config)
         sacs = dict.fromkeys(config.sacs, 0.0 if exact else 0.5)
-        norms = len(self.taught) + (config.zoom is not None)  # the tiles have a batch norm of their own
+        norms = len(private_scales(config))
         super().__init__(block, config.depths, config.width, config.stem, norms, blur, sacs)
         self.config = config
         self.norm_of = [_nearest(scale, [config.scales[view] for view in self.taught]) for scale in config.scales]
@@ -193,6 +193,12 @@ def taught_views(config: ModelConfig) -> list[int]:
     """Positions in the scale set of the views that are taught, in the order of their batch norms: scale 1 first."""
     taught = config.scales if config.taught is None else config.taught
     return sorted((config.scales.index(scale) for scale in taught), key=lambda view: config.scales[view] != 1)
+
+
+def private_scales(config: ModelConfig) -> list[float | None]:
+    """What the private batch norms are for, in their order: the taught scales, and None for the tiles of a large picture."""
+    taught: list[float | None] = [config.scales[view] for view in taught_views(config)]
+    return taught + [None] * (config.zoom is not None)
 
 
 def _nearest(scale: float, taught: list[float]) -> int:

@@ -20,6 +20,7 @@ from mvcr_cli.records import ClassReport, EpochReport, EvalReport, Interval, Tra
 R = TypeVar("R")
 T = TypeVar("T", EpochReport, EvalReport, TrainReport, Interval, ClassReport)
 
+PARTS = ("train", "val", "test")
 WRONG = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)  # of JSON that is not ours
 
 
@@ -131,8 +132,9 @@ def _config(values: Any) -> tuple[str, dict[str, dict[str, Any]], tuple[Finding,
     return str(values.get("mvcr", "")), settings, _findings(values.get("findings") or (), roots)
 
 
-def _counts(parts: Any) -> dict[str, int]:
-    return {name: len(part) for name, part in _mapping(parts).items()}
+def _counts(split: Any) -> dict[str, int]:
+    """Pictures of each part of split.json, which names its classes and its folder as well."""
+    return {part: len(pictures) for part, pictures in _mapping(split).items() if part in PARTS}
 
 
 def _findings(values: Any, roots: list[str]) -> tuple[Finding, ...]:

@@ -72,7 +72,7 @@ def data(run: RunFiles) -> str:
     names = {"train": "training pictures", "val": "validation pictures", "test": "test pictures"}
     tiles = [tile(names.get(part, part), f"{count:,}") for part, count in pictures.items()]
     if run.summary:
-        tiles.append(tile("skipped", f"{run.summary.skipped:,}", "files that could not be used"))
+        tiles.append(tile("skipped", f"{run.summary.skipped:,}", "files and folders left out"))
     rows = [
         f'<tr><td><span class="pill">{shown(one.code)}</span></td><td class="n">{one.count:,}</td>'
         f"<td>{_sentences(ADVICE.get(one.code, ''), one.detail)}</td></tr>"

@@ -143,6 +143,8 @@ class Experiment:
                 self.faults.append(f"{run.name}: {name} differs")
         if _metrics(run) != _metrics(wanted):
             self.faults.append(f"{run.name}: metrics.jsonl differs")
+        if not (run / "report.html").exists():
+            self.faults.append(f"{run.name}: no report")
         if left := [path.name for path in run.rglob(".*") if path.name != ".lock"]:
             self.faults.append(f"{run.name}: left behind: {left}")
 

@@ -29,6 +29,7 @@ from mvcr_cli.data.loader import TrainingReader
 from mvcr_cli.engine import train as train_module
 from mvcr_cli.engine.evaluate import evaluate, validation_split
 from mvcr_cli.engine.export import export
+from mvcr_cli.engine.findings import record_findings
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.train import train
 from mvcr_cli.errors import (
@@ -43,6 +44,7 @@ from mvcr_cli.errors import (
 )
 from mvcr_cli.models import TRUNKS
 from mvcr_cli.paths import write_whole
+from mvcr_cli.records import Problem
 
 HERE = Path(__file__).parent
 TRAINING = [
@@ -349,6 +351,21 @@ def test_starters_without_a_name_get_a_folder_each(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(f"m-{n}" for n in range(1, 33))
 
 
+@pytest.mark.parametrize("kind", ["link to nothing", "file"])
+def test_a_place_for_runs_that_is_no_folder_is_refused_at_once(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    if kind == "file":
+        Path("runs").touch()
+    else:
+        os.symlink("nowhere", "runs")
+    tried: list[Path] = []
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda self, *a, **k: (tried.append(self), mkdir(self, *a, **k))[1])
+    with pytest.raises(CannotCreate):
+        RunDirectory.numbered("m")
+    assert len(tried) < 5
+
+
 def test_the_lock_of_a_killed_process_is_gone_with_it(tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.create()
@@ -564,17 +581,18 @@ def damaged_json(content: bytes, chance: random.Random) -> bytes:
                     (None, True, -1, 10**30, 1e308, "", "\x1b[31m", "x" * 3000, [], {}, [[1]], {"a": 1})
                 )
             break
-    text = json.dumps(value).encode()
-    return text if chance.random() < 0.9 else text[: chance.randrange(len(text))]
+    text, kind = json.dumps(value).encode(), chance.random()
+    return text if kind < 0.8 else text[: chance.randrange(len(text))] if kind < 0.9 else b"\xff" + text
 
 
-@pytest.mark.parametrize("name", ["config.json", "split.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["config.json", "split.json", "metrics.jsonl", "findings.jsonl"])
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_records_give_a_sentence_or_a_run(data, begun, tmp_path, name, count, monkeypatch, figure):
     """Resuming and evaluating on records with random damage: our own errors, or none."""
     monkeypatch.setattr(train_module.Trainer, "epochs", lambda *_: iter(()))
     monkeypatch.setattr(train_module.Trainer, "finish", lambda *_: None)
     run = shutil.copytree(begun, tmp_path / "run")
+    record_findings(run, [Problem(path="cut.png", code="corrupt", detail="cut short")])
     content, chance, refused, longest = (run / name).read_bytes(), random.Random(1), 0, ""
     for _ in range(count):
         (run / name).write_bytes(damaged_json(content, chance))

@@ -27,7 +27,7 @@ from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.trail import Trail
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.session import Session
-from mvcr_cli.errors import CheckpointError, DataError, WorkerFailed, is_out_of_memory
+from mvcr_cli.errors import CheckpointError, ConfigMismatch, DataError, WorkerFailed, is_out_of_memory
 from mvcr_cli.models import TRUNKS
 
 Figure = Callable[[str], None]
@@ -312,6 +312,53 @@ def test_a_resumed_run_keeps_its_threads_unless_told_otherwise(data, tmp_path):
     assert not [line for line in said if "threads" in line]
     trained(data, tmp_path / "run", threads=2, resume=True, stop=stop_at(1), say=said.append)
     assert [line for line in said if "--threads was 1" in line]
+
+
+def precision_of(run: Path) -> str:
+    found: str = json.loads((run / "config.json").read_text())["train"]["precision"]
+    return found
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_a_resumed_run_keeps_its_precision_whatever_the_machine_would_choose(data, tmp_path, monkeypatch, began):
+    """A run that began where bf16 is fast, or slow, goes on where it is slow, or fast."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    name = "bf16" if began else "fp32"
+    monkeypatch.setattr("mvcr_cli.engine.cpu_has_bf16", lambda: began)
+    trained(data, run, precision="auto", stop=stop_at(1))
+    assert precision_of(run) == name
+    trained(data, whole, precision=name)
+    monkeypatch.setattr("mvcr_cli.engine.cpu_has_bf16", lambda: not began)
+    said: list[str] = []
+    trained(data, run, precision="auto", resume=True, say=said.append)
+    assert sha(run) == sha(whole)
+    assert len([line for line in said if line.startswith("warning") and "bf16" in line]) == began
+
+
+def test_a_run_from_before_its_precision_was_resolved_goes_on_in_what_it_began_in(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    trained(data, run, stop=stop_at(1))
+    stored = json.loads((run / "config.json").read_text())
+    assert stored["environment"]["precision"] == "float32"
+    stored["train"]["precision"] = "auto"
+    (run / "config.json").write_text(json.dumps(stored))
+    monkeypatch.setattr("mvcr_cli.engine.cpu_has_bf16", lambda: True)
+    with pytest.raises(ConfigMismatch, match="precision = fp32, not bf16"):
+        trained(data, run, precision="bf16", resume=True)
+    said: list[str] = []
+    trained(data, run, precision="auto", resume=True, say=said.append)
+    assert any("float32 on cpu" in line for line in said)
+
+
+def test_a_run_in_a_precision_that_the_machine_does_not_have_is_refused(data, tmp_path):
+    run = tmp_path / "run"
+    trained(data, run, stop=stop_at(1))
+    stored = json.loads((run / "config.json").read_text())
+    stored["train"]["precision"] = "fp16"
+    (run / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ConfigMismatch, match="fp16, which a CPU does not") as caught:
+        trained(data, run, precision="auto", resume=True)
+    assert "new run" in caught.value.hint
 
 
 # Memory
