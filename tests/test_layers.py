@@ -31,6 +31,7 @@ from mvcr_cli.models import build, config_for, load_trunk
 from mvcr_cli.models.dense_sift import LUMA, DenseRootSift
 from mvcr_cli.models.detail import DetailBranch
 from mvcr_cli.models.mvcr import MultiScaleResNet
+from mvcr_cli.models.resnet import Shortcut
 from mvcr_cli.models.scale_aware import ScaleAwareConv2d
 from mvcr_cli.models.scale_set import make_view
 
@@ -473,3 +474,17 @@ def test_a_run_that_learns_doubt_pools_the_maximum_and_goes_on_so(tmp_path):
 def test_a_branch_costs_what_it_is_said_to_cost():
     """Parameters of the thin branch beside an 18-layer trunk."""
     assert 85_000 < sum(p.numel() for p in DetailBranch(64, 128, "imagenet").parameters()) < 95_000
+
+
+@pytest.mark.parametrize("channels", [3, 8, 16])
+def test_a_narrow_shortcut_is_the_strided_convolution(channels):
+    shortcut = Shortcut(channels, 16, 2, 1).train()
+    x = torch.randn(2, channels, 9, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = shortcut(x, 0)
+    wanted = F.conv2d(x.double(), shortcut[0].weight.double(), None, 2)
+    wanted = F.batch_norm(wanted, None, None, training=True)
+    assert torch.allclose(found.double(), wanted, atol=1e-5)
+    weights = torch.randn_like(found)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), x, retain_graph=True)
+    (expected,) = torch.autograd.grad((wanted * weights).sum(), x)
+    assert torch.allclose(gradient, expected, atol=1e-5)

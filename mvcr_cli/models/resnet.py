@@ -16,6 +16,9 @@ from mvcr_cli.config import Stem
 from mvcr_cli.models.scale_aware import ScaleAwareConv2d, ScaleBatchNorm2d, SoftBlur
 
 
+NARROW = 16  # channels: floats in a register of AVX-512
+
+
 class Shortcut(nn.Sequential):
     """1x1 convolution and batch norm where a block changes stride or channels."""
 
@@ -23,7 +26,15 @@ class Shortcut(nn.Sequential):
         super().__init__(nn.Conv2d(channels, out, 1, stride, bias=False), ScaleBatchNorm2d(out, views))
 
     def forward(self, x: Tensor, view: int) -> Tensor:  # type: ignore[override]
-        result: Tensor = self[1](self[0](x), view)
+        convolution = cast(nn.Conv2d, self[0])
+        if x.shape[1] < NARROW and convolution.stride[0] > 1:
+            # The same, for it looks at these pixels only. With AVX-512, the gradient of the strided form is written
+            # beyond its memory (oneDNN of torch 2.14), and the process crashes there or later.
+            step = convolution.stride[0]
+            x = F.conv2d(x[..., ::step, ::step], convolution.weight)
+        else:
+            x = convolution(x)
+        result: Tensor = self[1](x, view)
         return result
 
 
