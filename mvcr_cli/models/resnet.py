@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mvcr_cli.config import Stem
 from mvcr_cli.models.scale_aware import ScaleAwareConv2d, ScaleBatchNorm2d, SoftBlur
 
-
 NARROW = 16  # channels: floats in a register of AVX-512
 
 
