@@ -5,7 +5,7 @@ mirror; Resize and CenterCrop), SGD 0.1 with momentum 0.9, weight decay 1e-4, le
 thirds of the epochs, float32, batch 32, validation after every epoch. Then `mvcr train`, one step added at a time. The
 threshold is 95 % of the reference's accuracy at its last epoch; a run passes it at its first validation that is above.
 
-    python examples/time_to_accuracy.py DATA WORK [--epochs 15] [--ours 30] [--seeds 0] [--steps reference resnet18 ...]
+    python examples/time_to_accuracy.py DATA WORK [--epochs 15] [--ours 30] [--seeds 0] [--steps "+ scale set" ...]
 
 CPU seconds are user and system time of the process from its start, start-up and validations included, all its threads and
 children; they hardly depend on what else the machine does. Prints Markdown: seconds to the threshold, final accuracy, ratio.
@@ -22,7 +22,8 @@ from pathlib import Path
 
 RECIPE = "--turn --vflip --crop 1 --shear 0 --zoom-range 0.1 --trivial 0.3 --label-smoothing 0"
 STEPS = {
-    "resnet18": "--model resnet18 --no-progressive",
+    "resnet18 in fp32": "--model resnet18 --no-progressive --precision fp32",
+    "+ bf16, where the CPU has it": "--model resnet18 --no-progressive",
     "+ progressive size": "--model resnet18",
     "+ smaller trunk": "--model resnet14n",
     "+ scale set": "--model mvcr14n",
@@ -74,7 +75,7 @@ def reference_curve(options: argparse.Namespace) -> list[tuple[float, float]]:
 
 
 def our_curve(name: str, options: argparse.Namespace) -> list[tuple[float, float]]:
-    run = options.work / f"ours-{name.strip('+ ').replace(' ', '-')}-{options.ours}-{options.seed}"
+    run = options.work / f"ours-{name.strip('+ ').replace(', ', '-').replace(' ', '-')}-{options.ours}-{options.seed}"
     if not (run / "summary.json").exists():
         command = [sys.executable, "-m", "mvcr_cli", "train", str(options.data), "--run", str(run), "--weights", "none",
                    "--imgsz", str(options.imgsz), "--batch", "32", "--epochs", str(options.ours), "--seed",
