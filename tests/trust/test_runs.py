@@ -116,7 +116,8 @@ def test_killed_at_random_moments_a_run_ends_bit_for_bit_as_if_undisturbed(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    figure(f"{found['signals']} signals over {found['runs']} runs, {len(found['faults'])} faults; {found['exits']}")
+    figure(f"{found['signals']} signals over {found['runs']} runs, {len(found['faults'])} faults; {found['exits']}; "
+           f"the slowest polite end {found['slowest_stop_seconds']:.1f} s")  # fmt: skip
     assert found["faults"] == []
     assert found["signals"] >= kills
 
