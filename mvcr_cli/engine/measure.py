@@ -3,7 +3,8 @@
 What the numbers mean:
 
     shown time      wall time of one call, accelerators waited for
-    relative time   on a CPU the processor time of this process, which other processes disturb far less; elsewhere wall time
+    relative time   on a CPU the processor time of the calling thread, which other processes disturb far less (that of all
+                    threads would count those that spin while they wait for work); elsewhere wall time
     peak memory     growth from before a network is made to the highest point of its work: on CUDA of torch's allocations,
                     on MPS of the driver's, on a CPU of the process's resident memory (Linux); where the system cannot
                     restart that count, the peak of the whole process so far
@@ -35,7 +36,7 @@ _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 
 @dataclass
 class Times:
-    """Seconds of every call: on the wall, and of the processor in all threads of this process."""
+    """Seconds of every call: on the wall, and of the processor in the calling thread."""
 
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
@@ -69,10 +70,10 @@ def interleaved(calls: Sequence[Callable[[], object]], rounds: int, device: torc
     wait()
     for _ in range(rounds):
         for call, taken in zip(calls, times, strict=True):
-            wall, processor = time.perf_counter(), time.process_time()
+            wall, processor = time.perf_counter(), time.thread_time()
             call()
             wait()
-            taken.processor.append(time.process_time() - processor)
+            taken.processor.append(time.thread_time() - processor)
             taken.wall.append(time.perf_counter() - wall)
     return times
 
