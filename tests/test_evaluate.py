@@ -16,10 +16,10 @@ from small_run import shapes, trained
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig, PredictConfig
 from mvcr_cli.data.folder import scan
-from mvcr_cli.engine.evaluate import evaluate, summarise
+from mvcr_cli.engine.evaluate import evaluate, none_readable, summarise
 from mvcr_cli.engine.predict import predict
-from mvcr_cli.errors import CannotCreate, ConfigMismatch, DataError, InputMissing
-from mvcr_cli.records import ImageResult, Prediction, record
+from mvcr_cli.errors import CannotCreate, ConfigMismatch, DataError, ExitCode, InputMissing
+from mvcr_cli.records import ImageResult, Prediction, Problem, record
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +267,12 @@ def test_the_data_are_the_same_for_scan_and_split(run, data):
         for sample in index.samples
     }
     assert {tuple(row) for row in split["train"] + split["val"]} == rows
+
+
+def test_a_lack_of_memory_is_not_called_bad_pictures():
+    short = [Problem(path=name, code="out_of_memory", detail="not enough memory to decode it") for name in ("a", "b")]
+    assert none_readable("pictures", short).exit_code == ExitCode.INTERNAL
+    assert (
+        none_readable("pictures", [*short, Problem(path="c", code="corrupt", detail="cut")]).exit_code
+        == ExitCode.BAD_DATA
+    )

@@ -49,7 +49,7 @@ from mvcr_cli.engine.metrics import (
 )
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.zoom_step import look
-from mvcr_cli.errors import ConfigMismatch, DataError, UsageError
+from mvcr_cli.errors import ConfigMismatch, DataError, MvcrError, UsageError, WorkerFailed
 from mvcr_cli.models import Network
 from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name, refuse_inside
@@ -106,8 +106,12 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
     return report, image_results(kept, probabilities, checkpoint.classes), problems
 
 
-def none_readable(what: str, problems: Sequence[Problem]) -> DataError:
-    """That of all the pictures none is left, and what is wrong with one of them."""
+def none_readable(what: str, problems: Sequence[Problem]) -> MvcrError:
+    """That of all the pictures none is left, and what is wrong with one of them, or with the machine."""
+    if problems and all(problem.code == "out_of_memory" for problem in problems):
+        return WorkerFailed(
+            f"out of memory: none of the {what} can be decoded", "end other programs, or use another machine"
+        )
     first = f"; {display_name(problems[-1].path)}: {problems[-1].code}, {problems[-1].detail}" if problems else ""
     return DataError(f"none of the {what} can be read{first}", "look at them with an image viewer")
 
