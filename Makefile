@@ -32,7 +32,7 @@ demo: $(VENV)/installed
 	$(BIN)/mvcr eval --run $(RUN)
 	$(BIN)/mvcr predict "$$(find $(DATA)/val/defective -name '*.png' | sort | head -n 1)" --run $(RUN) --format jsonl
 	$(BIN)/mvcr export --run $(RUN) --format onnx --overwrite
-	$(BIN)/mvcr benchmark --run $(RUN) --batch 1,8 --rounds 5
+	$(BIN)/mvcr benchmark --run $(RUN) --batch 1,8 --rounds 9
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
