@@ -70,7 +70,7 @@ class TrainConfig:
         run: run folder to make or resume; None is `runs/<model>-<number>`.
         model: preset name. None is mvcr18 with pretrained weights and mvcr14n without.
         weights: "auto", "imagenet", "none", or a safetensors file.
-        imgsz: side of the largest view in pixels.
+        imgsz: side of the view at scale 1 in pixels.
         epochs: passes over the training pictures; with `seconds` set, the clock decides.
         seconds: wall time from the start of the program to the finished run.
         batch: pictures a step; None is fitted.

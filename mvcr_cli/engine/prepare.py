@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +24,10 @@ from mvcr_cli.data.images import read_size
 from mvcr_cli.engine import PRECISION_NAMES, RUNS, Say, Track, available_cores, default_workers, pick_precision, silent
 from mvcr_cli.engine.findings import HARMLESS, NOT_LOOKED, Look, describe, look_at
 from mvcr_cli.engine.measure import available_memory
-from mvcr_cli.errors import BadImage, CannotCreate, DataError, UsageError
+from mvcr_cli.errors import BadImage, DataError, UsageError
 from mvcr_cli.models import config_for, useful_scales
 from mvcr_cli.models.mvcr import trunk_side
-from mvcr_cli.paths import display_name
+from mvcr_cli.paths import refuse_inside
 from mvcr_cli.records import CheckReport, PicturePair, Problem
 
 PROBED_PICTURES = 500
@@ -78,7 +77,7 @@ def prepare(config: TrainConfig, track: Track = silent) -> Prepared:
     """
     layout = find_layout(config.data)
     for data in () if config.dry_run else filter(None, (config.data, config.val)):
-        _outside(config.run or RUNS, data)
+        refuse_inside(data, config.run or RUNS, "the run", "a --run")
     index = scan(layout.train, follow_links=config.follow_links)
     check_trainable(index)
     validation = config.val or layout.val
@@ -114,13 +113,6 @@ def _has_begun(config: TrainConfig) -> bool:
     """A run goes on whose beginning looked at the pictures already."""
     resumes = config.resume and config.run is not None and (config.run / "config.json").is_file()
     return resumes and not (config.dry_run or config.strict)
-
-
-def _outside(run: Path, data: Path) -> None:
-    if run.resolve().is_relative_to(data.resolve()):
-        raise CannotCreate(
-            f"the run {display_name(run)} would be written inside the data folder", "choose a --run outside of it"
-        )
 
 
 def _sizes(samples: tuple[Sample, ...]) -> tuple[tuple[int, int], int, float]:

@@ -114,7 +114,7 @@ class Experiment:
         return code
 
     def ends(self, group: int) -> bool:
-        """Whether nothing is left of a process group; `uname`, which an import may start, outlives a kill a little."""
+        """Whether nothing is left of a process group; `ldconfig`, which the import of torch runs, outlives a kill a little."""
         until = time.monotonic() + MOST_SECONDS / 10
         while time.monotonic() < until:
             try:
