@@ -784,3 +784,17 @@ def test_the_program_ends_at_once_but_not_before_what_it_owes(argv, code, tmp_pa
     done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert done.stdout.endswith("owed") and "torn" not in done.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_during_an_import_ends_the_program_at_once(tmp_path, number, code):
+    """No exception goes through the import: native code there would abort the process, and other code swallow it."""
+    (tmp_path / "slow_import.py").write_text(
+        f"import os\ntry:\n    os.kill(os.getpid(), {int(number)})\nexcept BaseException:\n    print('went through')\n"
+    )
+    program = (
+        "from mvcr_cli.cli.signals import signals_end_the_program\n"
+        "with signals_end_the_program():\n    import slow_import\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")

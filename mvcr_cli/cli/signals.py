@@ -13,6 +13,7 @@ from mvcr_cli.errors import ExitCode
 
 CODES = {"SIGINT": ExitCode.INTERRUPTED, "SIGTERM": ExitCode.TERMINATED}
 Handler = Callable[[int, FrameType | None], None]
+IMPORTER = "<frozen importlib._bootstrap>"  # file name of the frames that import a module
 
 
 class Ending:
@@ -78,14 +79,26 @@ class StopRequest:
 
 
 def _end(owner: int) -> Handler:
-    def end(number: int, _: FrameType | None) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a forked worker: dies as if nobody had installed anything
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         ending.asked_by = signal.Signals(number).name
-        raise SystemExit(int(CODES[ending.asked_by]))
+        code = int(CODES[ending.asked_by])
+        if _is_importing(frame):
+            os._exit(code)  # an exception in the native half of an import can abort the process
+        raise SystemExit(code)
 
     return end
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a frame belongs to the import of a module; the program has nothing open then that it would lose."""
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORTER:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
