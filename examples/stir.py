@@ -4,9 +4,11 @@ Data: `stir_emoji.npz`, X[3 splits, 48 sizes (64 down to 17 px), 36 classes, 64,
 every size in every split, white on black. Eval 1 trains at 17-32 px, eval 2 at 33-48, eval 3 at 49-64, eval 4 at all sizes;
 every test is on all sizes, "unseen" are those outside of the training range.
 
-Resolution jitter leaves every training picture at least 16 px of detail, so eval 1 and 4 have hardly any. Pictures are
-not centred: black is 0, which is what convolutions pad with. Otherwise every view has a frame as bright as its faces, the
-network learns how it lies on the grid of strides, and views of a size that it was not taught fail for that alone.
+Resolution jitter leaves every training picture at least 16 px of detail, so eval 1 and 4 have hardly any. "jitter" is
+two-sided size jitter of half an octave, as far as a face keeps 16 px and fits the canvas.
+
+Pictures are not centred: black is 0, which is what convolutions pad with. Otherwise every view has a frame as bright as its
+faces, the network learns how it lies on the grid of strides, and views of a size that it was not taught fail for that alone.
 
 Every picture is moved at random inside its canvas (the published runs have no augmentation). The network is a small ResNet
 (mvcr10n at a quarter of its width, without a stride in the stem: 81,000 parameters), the published ones have two 7x7
@@ -66,7 +68,7 @@ class Training:
     taught: tuple[float, ...] = (1.0,)
     unsure: float = 0.0
     resolution: float = 0.0
-    zoom: float = 0.0
+    octaves: float = 0.0  # of two-sided size jitter
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ TRAININGS = {
     "resolution": Training(resolution=0.6),
     "unsure": Training(unsure=0.3),
     "both": Training(unsure=0.3, resolution=0.6),
-    "plain + jitter": Training(zoom=1.0),
-    "both + jitter": Training(unsure=0.3, resolution=0.6, zoom=1.0),
+    "plain + jitter": Training(octaves=0.5),
+    "both + jitter": Training(unsure=0.3, resolution=0.6, octaves=0.5),
 }
 ONCE = Looking((1.0,))
 EVERY = {
@@ -160,7 +162,7 @@ def train(pictures: NDArray[np.uint8], how: Training, seed: int, number: int,
     flat = pictures.reshape(-1, 64, 64)
     labels = np.tile(np.arange(pictures.shape[1]), pictures.shape[0])
     most = options.coarsest or coarsest(number)
-    jitter = replace(STILL, resolution=how.resolution, coarsest=most, zoom=how.zoom)
+    jitter = replace(STILL, resolution=how.resolution, coarsest=most)
     unsure = options.unsure if options.unsure and how.unsure else how.unsure
     config = TrainConfig(data=Path(), unsure=unsure, batch=BATCH, lr=3e-3, ema=0.98, seed=seed, augment=jitter)
     model = replace(
@@ -174,7 +176,7 @@ def train(pictures: NDArray[np.uint8], how: Training, seed: int, number: int,
     for step in range(steps):
         epoch, position = divmod(step, per_epoch)
         chosen = epoch_order(len(flat), seed, epoch)[position * BATCH : (position + 1) * BATCH]
-        images = [moved(flat[index], config, epoch, index) for index in chosen]
+        images = [moved(flat[index], config, how.octaves, epoch, index) for index in chosen]
         batch = Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(labels[chosen]), ("",) * len(chosen))
         session.step(batch, step, step / steps)
     assert isinstance(session.average.network, MultiScaleResNet)
@@ -197,14 +199,26 @@ def make_session(config: TrainConfig, model: ModelConfig) -> Session:
     )  # fmt: skip
 
 
-def moved(picture: NDArray[np.uint8], config: TrainConfig, epoch: int, index: int) -> NDArray[np.uint8]:
-    """The picture somewhere else inside its canvas, then augmented. Shape: (64, 64) -> (64, 64, 3)."""
+def moved(picture: NDArray[np.uint8], config: TrainConfig, octaves: float, epoch: int, index: int) -> NDArray[np.uint8]:
+    """The face somewhere else inside its canvas, larger or smaller, then augmented. Shape: (64, 64) -> (64, 64, 3)."""
     rng = np.random.default_rng(stable_seed(config.seed, epoch, int(index), "move"))
     rows, columns = np.flatnonzero(picture.any(1)), np.flatnonzero(picture.any(0))
-    down = rng.integers(-rows[0], 64 - rows[-1])
-    right = rng.integers(-columns[0], 64 - columns[-1])
-    image = Image.fromarray(np.roll(picture, (down, right), (0, 1)))
+    face = Image.fromarray(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    if octaves:
+        face = resized(face, 2 ** rng.uniform(-octaves, octaves))
+    image = Image.new("L", (64, 64))
+    top, left = (int(rng.integers(65 - side)) for side in (face.height, face.width))
+    image.paste(face, (left, top))
     return augment(image, 64, "pad", config.augment, random.Random(stable_seed(config.seed, epoch, int(index))), BLACK)
+
+
+def resized(face: Image.Image, factor: float) -> Image.Image:
+    """By the factor, as far as the longer side stays between 16 px, which tell the faces apart, and the canvas."""
+    longer = max(face.size)
+    factor = min(max(factor, min(1.0, LEAST_FACE / longer)), 64 / longer)
+    return face.resize(
+        (max(1, round(face.width * factor)), max(1, round(face.height * factor))), Image.Resampling.BILINEAR
+    )
 
 
 @torch.inference_mode()

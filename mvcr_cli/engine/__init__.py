@@ -61,7 +61,7 @@ def find_run(run: Path | None) -> Path:
         if not weights.is_file():
             raise InputMissing(
                 f"{display_name(run)} has no weights/best.safetensors",
-                f"go on with the training: mvcr train DATA --run {display_name(run)} --resume",
+                f"go on with the training: the command that began it, with --run {display_name(run)} --resume",
             )
         return weights
     if not run.is_file():
