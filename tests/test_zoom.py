@@ -39,7 +39,7 @@ from mvcr_cli.engine.prepare import zoom_mode
 from mvcr_cli.errors import CannotCreate, ConfigMismatch, UsageError
 from mvcr_cli.models import TRUNKS, build, config_for
 from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks
-from mvcr_cli.models.zoom import TileScorer, ZoomResNet, choose
+from mvcr_cli.models.zoom import SearchScorer, TileScorer, ZoomResNet, choose
 from mvcr_cli.records import Prediction, record
 
 GLANCE = Preprocess(size=48)
@@ -89,13 +89,27 @@ def test_strips_have_the_cells_of_the_whole():
 def test_strips_have_the_scores_of_the_whole():
     finder = TileScorer().eval()
     x = torch.rand(3, 130, 97, generator=torch.Generator().manual_seed(0))
-    search = _Search(finder, 2, Preprocess(size=48, mean=(0, 0, 0), std=(1, 1, 1)))
+    search = _Search(finder, 2)
     with torch.no_grad():
         for top in range(0, 130, 26):
             search.add(x[:, top : top + 26])
         first, second = search.scores()
         torch.testing.assert_close(first, finder(x[None])[0])
         torch.testing.assert_close(second, finder(torch.nn.functional.avg_pool2d(x[None], 2, ceil_mode=True))[0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_search_has_the_scores_of_the_scorer(channels):
+    torch.manual_seed(0)
+    scorer = TileScorer().train()
+    scorer(torch.randn(4, 3, 60, 60) + 1)  # running statistics that are not those of the beginning
+    for norm in (scorer.bn1, scorer.bn2, scorer.bn3):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    x, mean, std = torch.rand(2, channels, 70, 61), torch.tensor(GLANCE.mean), torch.tensor(GLANCE.std)
+    normalised = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    found = SearchScorer(scorer, GLANCE.mean, GLANCE.std)(x)
+    torch.testing.assert_close(found, scorer.eval()(normalised), rtol=1e-4, atol=1e-5)
 
 
 def test_one_object_is_one_peak():
@@ -109,7 +123,7 @@ def test_nothing_stands_out_of_a_blank_picture_and_the_grid_covers_it(tmp_path):
     Image.new("RGB", (500, 300), (90, 90, 90)).save(tmp_path / "blank.png")
     zoom = ZoomConfig(tiles=4, candidates=40)
     with open_picture(tmp_path / "blank.png") as picture:
-        boxes, _ = propose(picture, zoom, None, GLANCE)
+        boxes, _ = propose(picture, zoom, None)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     assert boxes.shape == (40, 4)
     assert len(np.unique(np.floor(centres / 100), axis=0)) == 15  # 5 x 3 squares of 100 pixels, none left out
@@ -121,7 +135,7 @@ def test_what_stands_out_is_proposed_and_cut_as_it_is(tmp_path, shape):
     image.save(tmp_path / "needle.png")
     zoom = ZoomConfig(tiles=4, candidates=20)
     with open_picture(tmp_path / "needle.png") as picture:
-        boxes, prior = propose(picture, zoom, None, GLANCE)
+        boxes, prior = propose(picture, zoom, None)
         tiles = cut_tiles(picture, boxes, prior, zoom)
     assert prior[0] == 0 and (prior[1:] <= 0).all() and prior[-1] < -1  # an empty place of the grid
     left, top, right, bottom = boxes[0].tolist()
@@ -149,7 +163,7 @@ def test_the_finder_adds_what_it_scores_highest(tmp_path):
             convolution.weight[0] = -1.0 if convolution is finder.conv1 else 1.0 / convolution.weight[0].numel()
     zoom = ZoomConfig(tiles=2, candidates=12, learned=0.25, grid=0.75, octaves=1)
     with open_picture(tmp_path / "dark.png") as picture:
-        found, _ = propose(picture, zoom, finder, GLANCE)
+        found, _ = propose(picture, zoom, SearchScorer(finder, GLANCE.mean, GLANCE.std))
     centre = (found[0, :2] + found[0, 2:]) / 2
     assert np.abs(centre - (220, 120)).max() <= 20  # inside of it
 
@@ -292,10 +306,12 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(data, undisturbed, tmp_
 
 def test_the_finder_is_renewed_and_evaluation_repeats_the_validation(data, undisturbed):
     network = Checkpoint.load(undisturbed / "weights" / "last.safetensors").network()
-    assert isinstance(network, ZoomResNet) and int(network.lessons) == 1 and network.learned_proposal() is not None
+    assert isinstance(network, ZoomResNet) and int(network.lessons) == 1
     reader = tile_reader(network, GLANCE, 0)
-    assert reader is not None and isinstance(reader.finder, TileScorer)
-    assert all(map(torch.equal, reader.finder.state_dict().values(), network.finder.state_dict().values()))
+    assert reader is not None and isinstance(reader.finder, SearchScorer)
+    x = torch.rand(1, 3, 64, 60)
+    normalised = GLANCE.normalise(x * 255)
+    torch.testing.assert_close(reader.finder(x), network.finder(normalised))
     report, results, problems = evaluate(EvalConfig(run=undisturbed, workers=0))
     recorded = json.loads((undisturbed / "eval.json").read_text())
     assert not problems and len(results) == 8

@@ -77,7 +77,7 @@ def test_a_network_begun_from_one_that_zooms_has_its_own_lessons_before_it():
     first, then = zooming(), zooming()
     first.lessons += 3
     assert load_trunk(then, first.state_dict()) == ["lessons"]
-    assert int(then.lessons) == 0 and then.learned_proposal() is None
+    assert int(then.lessons) == 0 and then.learned_proposal((0, 0, 0), (1, 1, 1)) is None
     assert torch.equal(then.scorer.conv1.weight, first.scorer.conv1.weight)
 
 
@@ -168,7 +168,7 @@ def test_a_picture_smaller_than_a_tile_is_in_its_tiles_whole(side, tmp_path):
     pixels = np.random.default_rng(side).integers(1, 256, (side, side, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "small.png")
     with open_picture(str(tmp_path / "small.png")) as picture:
-        boxes, _ = propose(picture, ZoomConfig(tiles=2, candidates=8), None, Preprocess(size=48))
+        boxes, _ = propose(picture, ZoomConfig(tiles=2, candidates=8), None)
     for left, top, right, bottom in boxes.tolist():
         if right - left >= side:
             assert left <= 0 and top <= 0 and right >= side and bottom >= side

@@ -31,7 +31,7 @@ from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks, 
 from mvcr_cli.models.zoom import TileScorer
 
 Pixels = NDArray[np.uint8]
-Finder = Callable[[Tensor], Tensor]  # `TileScorer`, or what runs an exported one
+Finder = Callable[[Tensor], Tensor]  # `SearchScorer`, or what runs an exported one
 QUIET = 0.01  # salience that counts as none
 MARGIN = 4  # pixels around a tile that its random shift may show
 STRIP_PIXELS = 2_000_000  # of a strip at full size, about; more would not fit the processor's cache
@@ -190,22 +190,20 @@ class TileReader(ReadCache[str, tuple[Image.Image, Tiles]]):
     def look(self, picture: Picture) -> tuple[Image.Image, Tiles]:
         """Glance and candidates of an open picture. Raises: BadImage."""
         glance = grey_if_grey(picture.glance(2 * self.preprocess.size))
-        boxes, prior = propose(picture, self.zoom, self.finder, self.preprocess)
+        boxes, prior = propose(picture, self.zoom, self.finder)
         return glance, cut_tiles(picture, boxes, prior, self.zoom)
 
 
 @torch.inference_mode()
-def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
-            preprocess: Preprocess) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
+def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Boxes and prior of the candidates of a picture, always `zoom.candidates` of them; see `Tiles`.
 
     Args:
         finder: the learned proposal; None before it has learned.
-        preprocess: its mean and deviation, which the finder's input has.
 
     Shape: (C, 4), (C,).
     """
-    energies, scores = _maps(picture, zoom, finder, preprocess)
+    energies, scores = _maps(picture, zoom, finder)
     grid = round(zoom.candidates * zoom.grid)
     learned = 0 if finder is None else round(zoom.candidates * zoom.learned)
     centres: list[tuple[float, float, int]] = []
@@ -231,13 +229,12 @@ def _prior(energies: list[Tensor], centres: list[tuple[float, float, int]]) -> N
     return prior
 
 
-def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
-          preprocess: Preprocess) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None) -> tuple[list[Tensor], list[Tensor]]:
     """Energies and scores of every octave, from strips at half size."""
     unit = alignment(zoom.octaves)
     rows = unit * max(1, STRIP_PIXELS // picture.size[0] // unit)
     energies: list[list[Tensor]] = [[] for _ in range(zoom.octaves)]
-    search = None if finder is None else _Search(finder, zoom.octaves, preprocess)
+    search = None if finder is None else _Search(finder, zoom.octaves)
     for _, strip in picture.strips(rows // 2, 2):
         x = torch.from_numpy(np.array(strip)).permute(2, 0, 1).contiguous().float().div_(255)  # 1 or 3 x h x w
         luma = x[0] if len(x) == 1 else x[0] * _LUMA[0] + x[1] * _LUMA[1] + x[2] * _LUMA[2]
@@ -251,17 +248,12 @@ def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
 class _Search:
     """The learned proposal over a picture that comes in strips; the last rows of a strip are kept for the next."""
 
-    def __init__(self, finder: Finder, octaves: int, preprocess: Preprocess) -> None:
+    def __init__(self, finder: Finder, octaves: int) -> None:
         self.finder = finder
-        self.mean, self.times = (
-            torch.tensor(preprocess.mean).view(3, 1, 1),
-            1 / torch.tensor(preprocess.std).view(3, 1, 1),
-        )
         self.kept: list[Tensor | None] = [None] * octaves
         self.parts: list[list[Tensor]] = [[] for _ in range(octaves)]
 
     def add(self, x: Tensor) -> None:
-        x = x.expand(3, -1, -1).sub(self.mean).mul_(self.times)
         for octave, kept in enumerate(self.kept):
             if octave:
                 x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)

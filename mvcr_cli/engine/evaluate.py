@@ -237,7 +237,7 @@ def tile_reader(
     if not isinstance(network, ZoomResNet):
         return None
     reader = TileReader(network.zoom, preprocess, megabytes, trail)
-    reader.search_with(network.learned_proposal())
+    reader.search_with(network.learned_proposal(preprocess.mean, preprocess.std))
     return reader
 
 

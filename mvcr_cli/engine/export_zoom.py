@@ -112,13 +112,14 @@ def part_path(path: Path, part: str) -> Path:
 
 
 class _Finder:
-    """The exported learned proposal where `data.tiles` expects a `TileScorer`."""
+    """The exported learned proposal where `data.tiles` expects a `SearchScorer`."""
 
-    def __init__(self, graph: Worker) -> None:
-        self._graph = graph
+    def __init__(self, graph: Worker, preprocess: Preprocess) -> None:
+        self._graph, self._preprocess = graph, preprocess
 
     def __call__(self, x: Tensor) -> Tensor:
-        (scores,) = self._graph.run(1, strip=x.numpy())
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self._preprocess.mean, self._preprocess.std))
+        (scores,) = self._graph.run(1, strip=((x - mean) / std).numpy())
         if scores.shape != TileScorer.shape(x.shape):
             raise self._graph.refusal()
         return torch.from_numpy(scores.astype(np.float32))
@@ -145,7 +146,7 @@ class OnnxZoomPredictor:
         self._zoom = config.zoom
         self._reader = TileReader(config.zoom, preprocess, 0)
         if learned:
-            self._reader.search_with(_Finder(finder))
+            self._reader.search_with(_Finder(finder, preprocess))
 
     @classmethod
     def from_files(cls, files: Files, shown: str) -> OnnxZoomPredictor:

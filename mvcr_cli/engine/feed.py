@@ -73,7 +73,8 @@ class Feed:
     def search(self) -> None:
         """Propose tiles as the network now says."""
         if self.zoom is not None and isinstance(self.session.network, ZoomResNet):
-            self.zoom.search_with(self.session.network.learned_proposal())
+            preprocess = self.session.preprocess
+            self.zoom.search_with(self.session.network.learned_proposal(preprocess.mean, preprocess.std))
 
     def validation(self, batch: int) -> Iterator[tuple[list[Sample], Input]]:
         """The validation pictures as `evaluation_batches`."""
