@@ -110,7 +110,8 @@ def none_readable(what: str, problems: Sequence[Problem]) -> MvcrError:
     """That of all the pictures none is left, and what is wrong with one of them, or with the machine."""
     if problems and all(problem.code == "out_of_memory" for problem in problems):
         return WorkerFailed(
-            f"out of memory: none of the {what} can be decoded", "end other programs, or use another machine"
+            f"out of memory: none of the {what} can be decoded",
+            "a smaller --batch or --imgsz needs less; or end other programs",
         )
     first = f"; {display_name(problems[-1].path)}: {problems[-1].code}, {problems[-1].detail}" if problems else ""
     return DataError(f"none of the {what} can be read{first}", "look at them with an image viewer")

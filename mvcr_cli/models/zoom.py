@@ -92,8 +92,6 @@ class SearchScorer(nn.Module):
 
         conv((x - mean) / std), without padding, is a convolution of x, and so is a batch norm of it in use
 
-    Grey pictures are searched in one channel.
-
     Args:
         mean, std: of the normalised pixels that the scorer was trained on, one value a channel.
 
@@ -102,21 +100,23 @@ class SearchScorer(nn.Module):
 
     def __init__(self, scorer: TileScorer, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        scorer = copy.deepcopy(scorer).cpu().eval()
-        of_pixels = fuse_conv_bn_eval(scorer.conv1, scorer.bn1)
-        weight = of_pixels.weight.detach() / torch.tensor(std).view(3, 1, 1)
-        assert of_pixels.bias is not None
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
-        self.grey_weight = weight.sum(1, keepdim=True)
-        self.bias = of_pixels.bias.detach() - (weight * torch.tensor(mean).view(3, 1, 1)).sum((1, 2, 3))
-        fused = fuse_conv_bn_eval(scorer.conv2, scorer.bn2), fuse_conv_bn_eval(scorer.conv3, scorer.bn3)
-        self.rest = nn.Sequential(fused[0], nn.ReLU(True), fused[1], nn.ReLU(True), scorer.score)
-        self.rest.requires_grad_(False).to(memory_format=torch.channels_last)
+        scorer = copy.deepcopy(scorer).cpu().eval().requires_grad_(False)
+        first, second, third = (
+            fuse_conv_bn_eval(convolution, norm)
+            for convolution, norm in (
+                (scorer.conv1, scorer.bn1),
+                (scorer.conv2, scorer.bn2),
+                (scorer.conv3, scorer.bn3),
+            )
+        )
+        assert first.bias is not None
+        first.weight /= torch.tensor(std).view(3, 1, 1)
+        first.bias -= (first.weight * torch.tensor(mean).view(3, 1, 1)).sum((1, 2, 3))
+        self.layers = nn.Sequential(first, nn.ReLU(True), second, nn.ReLU(True), third, nn.ReLU(True), scorer.score)
+        self.layers.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.grey_weight if x.shape[1] == 1 else self.weight
-        x = x.contiguous(memory_format=torch.channels_last)
-        scores: Tensor = self.rest(F.relu_(F.conv2d(x, weight, self.bias, 2)))[:, 0]
+        scores: Tensor = self.layers(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))[:, 0]
         return scores
 
 
