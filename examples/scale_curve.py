@@ -5,7 +5,7 @@ recipe, two-sided size jitter (--zoom) and wall time. One plain network gives th
 looked at once, its verdicts over all views averaged (pyramid test-time augmentation), and the surest view alone. The last rows
 train doubt at foreign scales (--unsure), resolution jitter (--resolution), and both.
 
-    python examples/scale_curve.py DATA WORK [--budget "--time 2m"] [--seeds 0 1 2] [--trunk 10n] [--imgsz 64] [--views 4..1/4]
+    python examples/scale_curve.py DATA WORK [--budget "--time 2m"] [--seeds 0 1 2] [--trunk 10n] [--imgsz 64] [--views 2..1/4]
                                    [--trainings plain "resolution jitter, unsure"] [--options "--turn --vflip ..."]
 
 Accuracy by `mvcr eval DATA --scales 1/4..4`: pictures re-rendered at each factor, nothing cut off, the last weights. Prints
@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trunk", default="10n")
     parser.add_argument("--imgsz", type=int, default=64)
-    parser.add_argument("--views", default="4..1/4")
-    parser.add_argument("--factors", default="1/4..4")
+    parser.add_argument("--views", default="2..1/4")
+    parser.add_argument("--factors", default="1/4,1/2,1,2,4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--options", default="", help="further options of mvcr train, the same for all")
     options = parser.parse_args()
