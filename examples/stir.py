@@ -11,7 +11,7 @@ Pictures are not centred: black is 0, which is what convolutions pad with. Other
 faces, the network learns how it lies on the grid of strides, and views of a size that it was not taught fail for that alone.
 
 Every picture is moved at random inside its canvas (the published runs have no augmentation). The network is a small ResNet
-(mvcr10n at a quarter of its width, without a stride in the stem: 81,000 parameters), the published ones have two 7x7
+(mvcr10n at a quarter of its width, without a stride in the stem: 80,000 parameters), the published ones have two 7x7
 convolutions; so the published numbers are a landmark, and only the rows of this table are like for like with each other.
 
     python examples/stir.py stir_emoji.npz [--trainings plain both] [--evals 1 2 3 4] [--seeds 0 1 2 3 4]
@@ -163,7 +163,7 @@ def train(pictures: NDArray[np.uint8], how: Training, seed: int, number: int,
     labels = np.tile(np.arange(pictures.shape[1]), pictures.shape[0])
     most = options.coarsest or coarsest(number)
     jitter = replace(STILL, resolution=how.resolution, coarsest=most)
-    unsure = options.unsure if options.unsure and how.unsure else how.unsure
+    unsure = options.unsure if options.unsure is not None and how.unsure else how.unsure
     config = TrainConfig(data=Path(), unsure=unsure, batch=BATCH, lr=3e-3, ema=0.98, seed=seed, augment=jitter)
     model = replace(
         config_for("mvcr10n", CLASSES, scales=how.taught, stem="fine", layers=parse_layers(options.layers)),

@@ -5,10 +5,11 @@ mirror; Resize and CenterCrop), SGD 0.1 with momentum 0.9, weight decay 1e-4, le
 thirds of the epochs, float32, batch 32, validation after every epoch. Then `mvcr train`, one step added at a time. The
 threshold is 95 % of the reference's accuracy at its last epoch; a run passes it at its first validation that is above.
 
-    python examples/time_to_accuracy.py DATA WORK [--epochs 15] [--ours 30] [--seeds 0] [--steps "+ scale set" ...]
+    python examples/time_to_accuracy.py DATA WORK [--epochs 15] [--ours 30] [--seed 0] [--steps "+ scale set" ...]
 
-CPU seconds are user and system time of the process from its start, start-up and validations included, all its threads and
-children; they hardly depend on what else the machine does. Prints Markdown: seconds to the threshold, final accuracy, ratio.
+CPU seconds are user and system time of the process and its threads from its start, start-up and validations included; they
+hardly depend on what else the machine does. The reference reads its pictures in a second process, which is not counted.
+Prints Markdown: seconds to the threshold, final accuracy, ratio.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def first_above(curve: list[tuple[float, float]], threshold: float) -> float | N
 
 def reference_curve(options: argparse.Namespace) -> list[tuple[float, float]]:
     """The reference's curve, from its file when it has run already."""
-    stored = options.work / f"reference-{options.imgsz}-{options.epochs}-{options.seed}.json"
+    stored = options.work / f"reference-{options.imgsz}-{options.epochs}-{options.threads}-{options.seed}.json"
     if not stored.exists():
         command = [sys.executable, __file__, *sys.argv[1:], "--reference"]
         stored.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -75,7 +76,8 @@ def reference_curve(options: argparse.Namespace) -> list[tuple[float, float]]:
 
 
 def our_curve(name: str, options: argparse.Namespace) -> list[tuple[float, float]]:
-    run = options.work / f"ours-{name.strip('+ ').replace(', ', '-').replace(' ', '-')}-{options.ours}-{options.seed}"
+    key = "".join(letter if letter.isalnum() else "-" for letter in name.strip("+ "))
+    run = options.work / f"ours-{key}-{options.imgsz}-{options.ours}-{options.threads}-{options.seed}"
     if not (run / "summary.json").exists():
         command = [sys.executable, "-m", "mvcr_cli", "train", str(options.data), "--run", str(run), "--weights", "none",
                    "--imgsz", str(options.imgsz), "--batch", "32", "--epochs", str(options.ours), "--seed",
@@ -128,9 +130,9 @@ def reference(options: argparse.Namespace) -> None:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and, as far as they have reported, its children."""
-    own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
+    """User and system time of this process."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return own.ru_utime + own.ru_stime
 
 
 if __name__ == "__main__":
