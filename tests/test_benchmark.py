@@ -17,11 +17,12 @@ from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import benchmark as engine
 from mvcr_cli.engine import measure, reading
 from mvcr_cli.engine.benchmark import DEFAULT_MODELS, Subject, benchmark, choose
-from mvcr_cli.engine.contenders import EagerContender, Entry, plain_config, untrained
+from mvcr_cli.engine.contenders import EagerContender, Entry, Machine, plain_config, untrained
 from mvcr_cli.engine.measure import Times, interleaved, peak_memory, refusing_out_of_memory, restart_resident_peak
 from mvcr_cli.engine.session import Session
 from mvcr_cli.errors import ConfigMismatch, DataError, InputMissing, UsageError, WorkerFailed
 from mvcr_cli.models import build, config_for, parameter_count, plain_twin
+from mvcr_cli.models.mvcr import MultiScaleResNet
 from mvcr_cli.paths import to_json
 from mvcr_cli.records import BenchmarkRow, LoaderReport, record
 
@@ -66,6 +67,31 @@ def test_only_a_model_with_a_twin_is_compared(rows: list[BenchmarkRow]) -> None:
             assert row.relative_time > 0
         else:
             assert row.relative_time is None
+
+
+def test_a_plain_resnet_of_several_views_is_not_compared_with_itself(tmp_path: Path) -> None:
+    config = replace(config_for("resnet10n", 2), scales=(1.0, 0.5))
+    untrained(config, Preprocess(size=96)).save(tmp_path / "two.safetensors")
+    found = benchmark(replace(SMALL, models=(), run=tmp_path / "two.safetensors", sizes=(), batches=(1,), train=False))
+    assert [row.relative_time for row in found if isinstance(row, BenchmarkRow)] == [None] * 3
+
+
+def test_auto_is_counted_as_its_first_view_alone() -> None:
+    config = replace(config_for("mvcr10n", 2), scales=(2.0, 1.0, 0.5), detail=True)
+    entry = Entry.of(untrained(config, Preprocess(size=256)), "auto")
+    plain = Entry.of(untrained(config_for("resnet10n", 2), Preprocess(size=64)))  # detail halves every view
+    assert plain.mac < entry.mac < 1.05 * plain.mac + 1e5
+
+
+def test_a_step_of_a_network_that_doubts_is_timed_with_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    forward = MultiScaleResNet.forward_views
+    monkeypatch.setattr(MultiScaleResNet, "forward_views", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
+    machine = Machine(CPU, torch.float32, torch.float32, 1)
+    for made in ({}, {"settings": {"unsure": 0.3}}):
+        checkpoint = replace(untrained(config_for("mvcr10n", 2), Preprocess(size=64)), made=made)
+        EagerContender.ready(Entry.of(checkpoint), 4, machine, trains=True).train()
+    assert seen[-1] == 6 and 4 in seen
 
 
 def test_speeds_follow_from_the_times(rows: list[BenchmarkRow]) -> None:

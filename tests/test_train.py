@@ -431,9 +431,20 @@ def test_memory_that_holds_files_is_available_for_a_batch(data, tmp_path, monkey
 def test_a_batch_that_memory_made_smaller_is_told(data, tmp_path, monkeypatch):
     monkeypatch.setattr("mvcr_cli.engine.prepare.available_memory", lambda: 4 * 5 * BYTES_PER_PIXEL * 48 * 48)
     said: list[str] = []
-    trained(data, tmp_path / "run", batch=None, stop=stop_at(1), say=said.append)
+    trained(data, tmp_path / "run", batch=None, scales=(1.0,), stop=stop_at(1), say=said.append)
     assert strict((tmp_path / "run" / "config.json").read_text())["train"]["batch"] == 5
     assert [line for line in said if "a batch of 5 and not of 16" in line and "--batch 5" in line]
+
+
+def test_the_fitted_batch_counts_the_views(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("mvcr_cli.engine.prepare.available_memory", lambda: 4 * 10 * BYTES_PER_PIXEL * 48 * 48)
+    for name, found, options in (
+        ("a", 10, {"scales": (1.0,)}),
+        ("b", 2, {"scales": (2.0, 1.0)}),
+        ("c", 6, {"unsure": 0.3}),
+    ):
+        trained(data, tmp_path / name, batch=None, stop=stop_at(1), **options)
+        assert strict((tmp_path / name / "config.json").read_text())["train"]["batch"] == found
 
 
 def test_a_batch_larger_than_the_data_is_told_and_can_be_resumed(data, tmp_path):

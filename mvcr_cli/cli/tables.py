@@ -199,13 +199,13 @@ def _confusion_table(report: EvalReport) -> Table:
 def scale_curve(report: ScaleCurveReport) -> RenderableType:
     """Area and worst scale, then one row a scale; another run's columns and the differences beside it."""
     own, other = report.curve, report.against
-    columns = ["accuracy", "95 % interval"] + ([] if other is None else ["other run", "95 % interval", "difference"])
+    columns = ["accuracy %", "95 % interval"] + ([] if other is None else ["other %", "95 % interval", "points"])
     table = _table("scale", *columns)
     for index, point in enumerate(own.points):
-        cells = [percent(point.accuracy.value), _bounds(point.accuracy)]
+        cells = [_number(point.accuracy.value), _bounds(point.accuracy)]
         if other is not None:
             beside = other.points[index].accuracy
-            cells += [percent(beside.value), _bounds(beside), points(point.accuracy.value - beside.value)]
+            cells += [_number(beside.value), _bounds(beside), f"{100 * (point.accuracy.value - beside.value):+.1f}"]
         table.add_row(Text(factor_text(point.factor)), *map(Text, cells))
     return Group(Text(_curve_headline(report)), table)
 
@@ -224,8 +224,8 @@ def _curve_headline(report: ScaleCurveReport) -> str:
         lines += [
             f"other run {display_name(report.against.run)}: area {percent(report.against.area)}, "
             f"{_extremes(report.against)}",
-            f"difference: area {points(change.value)} (95 % interval {points(change.low)} to {points(change.high)}), "
-            f"worst {points(report.worst_difference)}",
+            f"difference in points: area {100 * change.value:+.1f} (95 % interval {100 * change.low:+.1f} to "
+            f"{100 * change.high:+.1f}), worst {100 * report.worst_difference:+.1f}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -236,12 +236,12 @@ def _extremes(curve: ScaleCurve) -> str:
 
 
 def _bounds(share: Interval) -> str:
-    return f"{percent(share.low)} to {percent(share.high)}"
+    return f"{_number(share.low)} to {_number(share.high)}"
 
 
-def points(value: float) -> str:
-    """A difference of two shares: `+4.2 points`."""
-    return f"{100 * value:+.1f} points"
+def _number(share: float) -> str:
+    """In percent, for a column that says so."""
+    return f"{100 * share:.1f}"
 
 
 def benchmark(rows: Sequence[BenchmarkRow]) -> RenderableType:

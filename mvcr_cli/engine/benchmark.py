@@ -199,11 +199,11 @@ class Bench:
 
     def _rows(self, backend: str, entries: list[Entry], batch: int, forward: list[Times], memory: list[float],
               steps: list[Times | None] | None) -> list[BenchmarkRow]:  # fmt: skip
-        """One row an entry; where there are several, the last is the plain twin that the others are compared with."""
+        """One row an entry, compared with the plain twin where the last one is that."""
         rows = []
         for index, entry in enumerate(entries):
             times, step = forward[index], None if steps is None else steps[index]
-            has_twin = index < len(entries) - 1
+            has_twin = entries[-1].name == plain_twin(entry.name)
             row = BenchmarkRow(
                 model=entry.name,
                 views=entry.look,

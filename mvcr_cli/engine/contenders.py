@@ -61,10 +61,14 @@ class Entry:
         with torch.device("meta"):  # counting needs no arithmetic
             network = looking(build(checkpoint.config), look).eval()
             size = checkpoint.preprocess.size
-            if look == "auto":  # its choice needs numbers: count the cheapest view instead
-                network.look, size = "1", round(size * cheapest_scale(network, checkpoint))
             x, tiles = torch.zeros(1, 3, size, size), some_tiles(checkpoint.config, 1)
-            mac = mac_count_of(lambda: judge(network, x, tiles, checkpoint.preprocess))
+            if look == "auto" and isinstance(
+                network, MultiScaleResNet
+            ):  # its choice needs numbers, its first view none
+                view = min(network.views_at(size), key=lambda view: checkpoint.config.scales[view])
+                mac = mac_count_of(lambda: network.look_at(x, view))
+            else:
+                mac = mac_count_of(lambda: judge(network, x, tiles, checkpoint.preprocess))
         return cls(checkpoint, look, parameter_count(network), mac)
 
     @property
@@ -90,12 +94,6 @@ def looking(network: Network, look: Look) -> Network:
     if isinstance(network, MultiScaleResNet):
         network.sure = -1.0
     return network
-
-
-def cheapest_scale(network: Network, checkpoint: Checkpoint) -> float:
-    """The smallest scale of the set whose view is looked at."""
-    assert isinstance(network, MultiScaleResNet)
-    return min(checkpoint.config.scales[view] for view in network.views_at(checkpoint.preprocess.size))
 
 
 def plain_config(config: ModelConfig) -> ModelConfig | None:
@@ -156,7 +154,7 @@ class EagerContender:
             tiles=None if tiles is None else tiles.to(machine.device),
             preprocess=preprocess,
             x=x.contiguous(memory_format=torch.channels_last),
-            session=training_session(network, preprocess, machine) if trains else None,
+            session=training_session(entry.checkpoint, network, machine) if trains else None,
         )
 
     @torch.inference_mode()
@@ -166,8 +164,8 @@ class EagerContender:
 
     def train(self) -> None:
         assert self.session is not None
-        # At progress 0 the learning rate is next to 0: the arithmetic is the same, and random labels spoil nothing.
-        self.session.step(self.batch, 0, 0.0)
+        # At the end of a run the learning rate is 0: the arithmetic is the same, and random labels spoil nothing.
+        self.session.step(self.batch, 0, 1.0)
 
     @classmethod
     def worked(cls, entry: Entry, batch: int, machine: Machine, *, trains: bool) -> EagerContender:
@@ -182,15 +180,17 @@ class EagerContender:
         return contender
 
 
-def training_session(network: Network, preprocess: Preprocess, machine: Machine) -> Session:
-    """What `mvcr train` makes of its default settings."""
-    config = TrainConfig(data=Path(), lr=LEARNING_RATE)
+def training_session(checkpoint: Checkpoint, network: Network, machine: Machine) -> Session:
+    """What `mvcr train` makes of its default settings, with doubt for a network that has learned to doubt."""
+    made = checkpoint.made.get("settings")
+    unsure = made.get("unsure") if isinstance(made, dict) else None
+    config = TrainConfig(data=Path(), lr=LEARNING_RATE, unsure=unsure if isinstance(unsure, int | float) else 0.0)
     return Session(
         config=config,
         network=network,
         average=WeightAverage(network, config.ema),
         optimiser=make_optimiser(network, LEARNING_RATE, config.weight_decay, set()),
-        preprocess=preprocess,
+        preprocess=checkpoint.preprocess,
         device=machine.device,
         dtype=machine.train_dtype,
         weights=None,

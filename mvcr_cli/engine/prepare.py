@@ -141,7 +141,9 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
     side = trunk_side(imgsz, "detail" in (config.layers or ()))
     zoom = zoom_mode(config, prepared.longer, imgsz)
     tiles, tile_px = (config.tiles or TILES, config.tile_px or fit_tile(imgsz)) if zoom == "on" else (None, None)
-    pixels = imgsz * imgsz + (tiles or 0) * (tile_px or 0) ** 2
+    scales = config.scales or _fit_scales(model, prepared.spread, side)
+    views = 1.5 if config.unsure else sum(scale**2 for scale in scales)  # half of the pictures again at foreign scales
+    pixels = round(imgsz * imgsz * views) + (tiles or 0) * (tile_px or 0) ** 2
     batch = config.batch or _fit_batch(count, pixels, device, config.memory_mb if zoom == "on" else None, say)
     epochs = config.epochs if config.seconds is not None else config.epochs or _fit_epochs(count, pretrained)
     return replace(
@@ -149,7 +151,7 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
         model=model,
         imgsz=imgsz,
         layers=UNSURE_LAYERS if config.unsure and config.layers is None else config.layers,
-        scales=config.scales or _fit_scales(model, prepared.spread, side),
+        scales=scales,
         zoom_mode=zoom,
         tiles=tiles,
         tile_px=tile_px,

@@ -87,7 +87,8 @@ class MultiScaleResNet(ResNetTrunk):
     def forward_until_sure(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The verdict of the surest view, cheapest views first, no more of them once one is sure enough.
 
-        Returns: logits, and the pixels looked at as a multiple of those of the picture. Shapes: (N, K), (N,).
+        Returns: logits, and the pixels of the views looked at as a multiple of those of the view at scale 1; what a detail
+        branch looks at is not counted. Shapes: (N, K), (N,).
         """
         count, open_ = x.shape[0], torch.arange(x.shape[0], device=x.device)
         best = x.new_full((count,), -math.inf)
