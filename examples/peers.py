@@ -3,7 +3,7 @@
     python examples/peers.py startup --yolo PATH/TO/yolo
     python examples/peers.py epoch   --data DATA --timm PATH/TO/pytorch-image-models --python PATH/TO/its/python
     python examples/peers.py yolo    --data DATA --yolo PATH/TO/yolo --minutes 6
-    python examples/peers.py reach   --data DATA --threshold 77.6 --yolo PATH --timm PATH --python PATH [--minutes 15]
+    python examples/peers.py reach   --data DATA --threshold 77.6 --yolo PATH --timm PATH --python PATH [--minutes 15] [--only mvcr timm]
 
 startup  CPU seconds (user + system of the process and its children), median of N, interleaved: `mvcr --help`, `yolo --help`.
 epoch    wall seconds of one epoch of resnet18, 224 px, batch 32, with validation: timm's `train.py`, and `mvcr train` with
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--fixed", action="store_true", help="epoch: also without progressive resolution")
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--threshold", type=float, help="reach: top-1 in percent")
+    parser.add_argument("--only", nargs="+", default=["mvcr", "yolo11n-cls", "timm"], help="reach: these commands")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -104,14 +105,15 @@ def reach(options: argparse.Namespace, scratch: Path) -> None:
             "--model", "resnet18", "--num-classes", "2", "--img-size", "128", "-b", "32", "--epochs", "20", "--device", "cpu",
             "--output", str(scratch)]  # fmt: skip
     watched = {
-        "mvcr train": (ours, None, lambda: our_accuracies(scratch / "run" / "metrics.jsonl")),
+        "mvcr": (ours, None, lambda: our_accuracies(scratch / "run" / "metrics.jsonl")),
         "yolo11n-cls": ([*yolo_command(options, scratch), f"time={options.minutes / 60}"], None,
                         lambda: [100 * value for file in scratch.rglob("results.csv")
                                  for value in column(file, "metrics/accuracy_top1")]),
-        "timm resnet18": (timm, options.timm, lambda: [value for file in scratch.rglob("summary.csv")
+        "timm": (timm, options.timm, lambda: [value for file in scratch.rglob("summary.csv")
                                                        for value in column(file, "eval_top1")]),
     }  # fmt: skip
-    for name, (command, folder, accuracies) in watched.items():
+    for name in options.only:
+        command, folder, accuracies = watched[name]
         seconds, best = seconds_to(options.threshold, command, folder, accuracies, 60 * options.minutes)
         found = f"{seconds:.0f} s" if seconds is not None else f"not after {options.minutes:g} min"
         print(f"{name}: {found} to {options.threshold} %, best {best:.1f} %", flush=True)
