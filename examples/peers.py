@@ -3,7 +3,8 @@
     python examples/peers.py startup --yolo PATH/TO/yolo
     python examples/peers.py epoch   --data DATA --timm PATH/TO/pytorch-image-models --python PATH/TO/its/python
     python examples/peers.py yolo    --data DATA --yolo PATH/TO/yolo --minutes 6
-    python examples/peers.py reach   --data DATA --threshold 77.6 --yolo PATH --timm PATH --python PATH [--minutes 15] [--only mvcr timm]
+    python examples/peers.py reach   --data DATA --threshold 77.6 --yolo PATH --timm PATH --python PATH [--minutes 15]
+                                     [--only mvcr timm]
 
 startup  CPU seconds (user + system of the process and its children), median of N, interleaved: `mvcr --help`, `yolo --help`.
 epoch    wall seconds of one epoch of resnet18, 224 px, batch 32, with validation: timm's `train.py`, and `mvcr train` with
