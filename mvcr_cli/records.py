@@ -168,6 +168,7 @@ class EvalReport:
     Args:
         skipped: files that should have been evaluated and could not be.
         ignored: pictures of classes that the run does not know, left out through --ignore-extra-classes.
+        views: how the network looked: "all", "1" or "auto".
         trained_on: how many of the `images` the run has learned from; None where its folder does not tell.
     """
 
@@ -187,6 +188,7 @@ class EvalReport:
     skipped: int
     ignored: int = 0
     trained_on: int | None = None
+    views: str = "all"
     seconds: float
 
 
@@ -240,7 +242,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleCurveReport:
-    """Accuracy against object scale on one set of pictures; differences are this run's value less the other's."""
+    """Accuracy against object scale on one set of pictures; differences are this run's value less the other's.
+
+    `views` says how the networks looked: "all", "1" or "auto".
+    """
 
     data: str
     images: int
@@ -251,6 +256,7 @@ class ScaleCurveReport:
     missing_classes: tuple[str, ...]
     skipped: int
     ignored: int = 0
+    views: str = "all"
     seconds: float
 
 

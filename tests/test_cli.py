@@ -412,6 +412,17 @@ def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
     assert "true \\ predicted" in out
 
 
+def test_only_unusual_views_are_in_the_headlines() -> None:
+    reports = ((evaluation()[0], tables.evaluation), (scale_report(), tables.scale_curve))
+    for views, shown in (("all", False), ("1", True), ("auto", True)):
+        for report, table in reports:
+            console = Console(width=80, file=io.StringIO())
+            console.print(table(dataclasses.replace(report, views=views)))  # type: ignore[arg-type,type-var,operator]
+            headline = console.file.getvalue().splitlines()[0]  # type: ignore[attr-defined]
+            assert (f"--views {views}, 1.0 s" in headline) == shown
+            assert headline.endswith(", 1.0 s")
+
+
 def curve(run: str, shares: tuple[float, ...]) -> ScaleCurve:
     points = tuple(
         ScalePoint(factor=factor, canvas_px=64, accuracy=Interval(value=share, low=share / 2, high=1.0, n=10))

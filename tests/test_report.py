@@ -272,6 +272,15 @@ def test_a_confusion_matrix_of_other_classes_is_refused(run, confusion):
         write_report(run)
 
 
+def test_an_evaluation_from_before_a_field_was_recorded_is_shown(run):
+    values = json.loads((run / "eval.json").read_text())
+    for name in ("ignored", "trained_on", "views"):
+        del values[name]
+    (run / "eval.json").write_text(json.dumps(values))
+    assert read_run(run).evaluation.views == "all"
+    assert_inert(*report_of(run))
+
+
 def test_half_a_last_line_is_no_epoch_and_a_repeated_epoch_counts_once(run):
     text = (run / "metrics.jsonl").read_text()
     before = write_report(run).read_bytes()

@@ -229,6 +229,13 @@ def test_at_scale_1_it_is_ordinary_evaluation(run, other, batch):
     json.loads(to_json(record(report)))
 
 
+@pytest.mark.parametrize("views", ["all", "1", "auto"])
+def test_records_say_how_was_looked(run, other, views):
+    report, _ = check(run, other, (0.5, 1.0), views=views)
+    plain, _, _ = evaluate(EvalConfig(data=other, run=run, device="cpu", workers=1, views=views))
+    assert record(report)["views"] == record(plain)["views"] == views
+
+
 def test_other_sizes_are_what_the_network_says_of_them(run, other):
     """The hits at a factor, counted by hand from pictures prepared one by one."""
     report, _ = check(run, other, (0.25, 1.0, 3.0), batch=3)

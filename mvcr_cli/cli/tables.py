@@ -166,11 +166,16 @@ def _headline(report: EvalReport) -> str:
     skipped = f", {report.skipped:,} skipped" if report.skipped else ""
     return (
         f"{display_name(report.run)} on {display_name(report.data)}: {report.images:,} pictures{skipped},"
-        f" {duration(report.seconds)}\n"
+        f"{_views(report.views)} {duration(report.seconds)}\n"
         f"top-1 {_interval(report.top1)}\n{top5}"
         f"balanced accuracy {percent(report.balanced_accuracy)}  macro F1 {report.macro_f1:.3f}{auroc}\n"
         f"loss {report.loss:.3f}  calibration error {percent(report.calibration_error)}\n"
     )
+
+
+def _views(views: str) -> str:
+    """How the network looked, where it was not as usual."""
+    return "" if views == "all" else f" --views {views},"
 
 
 def _interval(share: Interval) -> str:
@@ -215,7 +220,7 @@ def _curve_headline(report: ScaleCurveReport) -> str:
     skipped = f", {report.skipped:,} skipped" if report.skipped else ""
     lines = [
         f"{display_name(report.curve.run)} on {display_name(report.data)}: {report.images:,} pictures{skipped} at "
-        f"{len(factors)} scales, {duration(report.seconds)}",
+        f"{len(factors)} scales,{_views(report.views)} {duration(report.seconds)}",
         f"area {percent(report.curve.area)} (mean accuracy over log2 scale from {factors[0]} to {factors[-1]})",
         _extremes(report.curve),
     ]

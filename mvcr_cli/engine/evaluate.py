@@ -101,6 +101,7 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
         skipped=len(problems),
         ignored=pictures.ignored_count,
         trained_on=trained_on(folder, kept),
+        views=config.views,
         seconds=time.monotonic() - started,
     )
     return report, image_results(kept, probabilities, checkpoint.classes), problems
@@ -271,7 +272,7 @@ def probabilities_of(network: Network, x: Input, device: torch.device, dtype: to
 
 def summarise(*, run: str, data: str, labels: NDArray[np.int64], probabilities: Probabilities,
               classes: tuple[str, ...], missing: tuple[str, ...], skipped: int, seconds: float,
-              ignored: int = 0, trained_on: int | None = None) -> EvalReport:  # fmt: skip
+              ignored: int = 0, trained_on: int | None = None, views: Look = "all") -> EvalReport:  # fmt: skip
     """The report of one evaluation, from labels and probabilities alone."""
     predicted = probabilities.argmax(1)
     confusion = confusion_matrix(labels, predicted, len(classes))
@@ -292,6 +293,7 @@ def summarise(*, run: str, data: str, labels: NDArray[np.int64], probabilities: 
         skipped=skipped,
         ignored=ignored,
         trained_on=trained_on,
+        views=views,
         seconds=seconds,
     )
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import LARGEST_CANVAS, EvalConfig, factor_text
+from mvcr_cli.config import LARGEST_CANVAS, EvalConfig, Look, factor_text
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.loader import PixelCache, evaluation_batches
 from mvcr_cli.data.preprocess import Preprocess
@@ -83,6 +83,7 @@ def scale_curve(config: EvalConfig, *, track: Track = silent,
         missing=pictures.missing,
         skipped=len(problems),
         ignored=pictures.ignored_count,
+        views=config.views,
         seconds=time.monotonic() - started,
     )  # fmt: skip
     return report, problems
@@ -198,7 +199,7 @@ def curve_of(run: str, preprocess: Preprocess, factors: Sequence[float], hits: H
 
 
 def summarise(*, data: str, curves: Sequence[ScaleCurve], hits: Sequence[Hits], missing: tuple[str, ...], skipped: int,
-              seconds: float, ignored: int = 0) -> ScaleCurveReport:  # fmt: skip
+              seconds: float, ignored: int = 0, views: Look = "all") -> ScaleCurveReport:  # fmt: skip
     """The report of one curve, or of two and their differences."""
     own, other = curves[0], curves[1] if len(curves) > 1 else None
     area_difference = None
@@ -215,6 +216,7 @@ def summarise(*, data: str, curves: Sequence[ScaleCurve], hits: Sequence[Hits], 
         missing_classes=missing,
         skipped=skipped,
         ignored=ignored,
+        views=views,
         seconds=seconds,
     )
 

@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,8 +160,12 @@ def _evaluation(values: Any) -> EvalReport:
 
 
 def _rebuilt(kind: type[T], values: Any) -> T:
-    """A record from its JSON; a float that was not finite is null there, and becomes NaN."""
-    return kind(**{field.name: _READERS[str(field.type)](values[field.name]) for field in fields(kind)})
+    """A record from its JSON; a float that was not finite is null there, and becomes NaN.
+
+    A field with a default may be missing, for it came later than the first such records.
+    """
+    stored = [field for field in fields(kind) if field.name in values or field.default is MISSING]
+    return kind(**{field.name: _READERS[str(field.type)](values[field.name]) for field in stored})
 
 
 def _float(value: Any) -> float:
