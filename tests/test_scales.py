@@ -24,6 +24,8 @@ from mvcr_cli.engine.starting import Start
 from mvcr_cli.errors import UsageError
 from mvcr_cli.models import build, config_for
 from mvcr_cli.models.mvcr import MultiScaleResNet, scale_norms
+from mvcr_cli.models.resnet import BasicBlock
+from mvcr_cli.models.scale_aware import ScaleBatchNorm2d
 from mvcr_cli.models.scale_set import ConfidenceFusion, make_view, sureness
 
 STILL = AugmentConfig(crop=1, zoom=0, shear=0, hflip=False, trivial=0)
@@ -35,15 +37,31 @@ def network(scales: tuple[float, ...], taught: tuple[float, ...] | None = None, 
     config = replace(config_for("mvcr10n", 5, scales=scales, stem="small"), width=8, taught=taught, **changes)  # type: ignore[arg-type]
     made = build(config).eval()
     assert isinstance(made, MultiScaleResNet)
-    for norm in scale_norms(made):
-        for number in range(len(made.taught)):
-            norm.of(number).running_mean.normal_(0, 0.2)  # type: ignore[union-attr]
-            norm.of(number).weight.data.uniform_(0.5, 1.5)
+    for norm in made.modules():
+        if isinstance(norm, ScaleBatchNorm2d):
+            for number in range(1 + len(norm.scales)):
+                norm.of(number).running_mean.normal_(0, 0.2)  # type: ignore[union-attr]
+                # The last of a block starts at 0, and with it the whole branch.
+                norm.of(number).weight.data.uniform_(0.5, 1.5)
     return made
 
 
 def pictures(count: int = 4, side: int = 64) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("taught", [(1.0,), (1.0, 0.5), None])
+def test_every_residual_branch_of_the_network_here_has_a_say(taught):
+    mine, x = network((2.0, 1.0, 0.5), taught=taught), pictures()
+    before = [mine.look_at(x, view) for view in range(3)]
+    blocks = [block for block in mine.modules() if isinstance(block, BasicBlock)]
+    assert len(blocks) == 4
+    for block in blocks:
+        kept = block.conv2.weight.clone()
+        block.conv2.weight.zero_()
+        assert not any(torch.allclose(mine.look_at(x, view), before[view], atol=1e-3) for view in range(3))
+        block.conv2.weight.copy_(kept)
 
 
 @pytest.mark.parametrize(
