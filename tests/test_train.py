@@ -18,6 +18,7 @@ import torch
 from small_run import settings, shapes, stop_at, trained
 
 from mvcr_cli.checkpoint import Checkpoint
+from mvcr_cli.cli.options import Unsure
 from mvcr_cli.config import AugmentConfig, TrainConfig
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import clock as clock_module
@@ -25,7 +26,7 @@ from mvcr_cli.engine import train as train_module
 from mvcr_cli.engine import validation as validation_module
 from mvcr_cli.engine.loss import class_weights, multi_scale_loss, soft_targets
 from mvcr_cli.engine.optim import load_optimiser_state, make_optimiser, optimiser_state
-from mvcr_cli.engine.prepare import BYTES_PER_PIXEL
+from mvcr_cli.engine.prepare import BYTES_PER_PIXEL, UNSURE_LAYERS
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, restarted
@@ -462,6 +463,26 @@ def test_with_nothing_to_resume_it_says_that_a_new_run_begins(data, tmp_path):
     assert any("nothing to resume" in text for text in said)
     trained(data, tmp_path / "run", resume=True, stop=stop_at(1), say=(again := []).append)
     assert not any("nothing to resume" in text for text in again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"unsure": 0.3}, "views 2, 1, 1/2 (taught: 1), layers blur, max, batch"),
+        ({}, "views 2, 1, 1/2, batch"),
+        ({"unsure": 0.3, "scales": (1.0,)}, "views 1, layers blur, max, batch"),
+    ],
+)
+def test_a_run_says_which_of_its_views_are_taught(data, tmp_path, changes, shown):
+    said: list[str] = []
+    given = {"scales": (2.0, 1.0, 0.5)} | changes
+    trained(data, tmp_path / "run", **given, stop=stop_at(1), say=said.append)
+    assert sum(shown in text for text in said) == 1
+
+
+def test_the_help_of_unsure_says_its_layers():
+    (option,) = Unsure.__metadata__
+    assert f"--layers defaults to {','.join(UNSURE_LAYERS)}." in option.help
 
 
 def test_views_that_are_too_small_are_named(data, tmp_path):

@@ -172,7 +172,11 @@ Clip = Annotated[float, _recipe("--clip", metavar="X", help="Largest gradient no
 LabelSmoothing = Annotated[float, _recipe("--label-smoothing", metavar="X", help="Label smoothing; 0 is off.")]
 Unsure = Annotated[
     float,
-    _recipe("--unsure", metavar="X", help="Teach doubt at foreign scales with this weight; the surest view decides."),
+    _recipe(
+        "--unsure",
+        metavar="X",
+        help="Teach doubt at foreign scales with this weight; the surest view decides. --layers defaults to blur,max.",
+    ),
 ]
 Distill = Annotated[float, _recipe("--distill", metavar="X", help="Weight of the views' agreement; 0 is off.")]
 Ema = Annotated[float, _recipe("--ema", metavar="X", help="Decay of the averaged weights; 0 is off.")]

@@ -133,8 +133,8 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
         say(text)
     say(
         f"run {display_name(run.path)}: {settings.model} from {start.source}, {settings.imgsz} px, "
-        f"views {', '.join(map(factor_text, model.scales))}{_layers_text(settings.layers)}, batch "
-        f"{settings.batch}, learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
+        f"views {_views_text(model)}{_layers_text(settings.layers)}, batch {settings.batch}, "
+        f"learning rate {settings.lr:.2g}, {length}, {precision} on {device.type}"
     )
     if text := _zoom_text(config, settings.imgsz, prepared, model.zoom):
         say(text)
@@ -185,6 +185,13 @@ def zoom_of(settings: TrainConfig) -> ZoomConfig | None:
     assert settings.tiles is not None and settings.tile_px is not None
     candidates = max(CANDIDATES, CANDIDATES_PER_TILE * settings.tiles)
     return ZoomConfig(tiles=settings.tiles, candidates=candidates, tile_px=settings.tile_px)
+
+
+def _views_text(model: ModelConfig) -> str:
+    """The scale set, and which of it learns labels where not all of it does."""
+    taught = () if model.taught in (None, model.scales) else model.taught
+    learn = f" (taught: {', '.join(map(factor_text, taught))})" if taught else ""
+    return f"{', '.join(map(factor_text, model.scales))}{learn}"
 
 
 def _layers_text(layers: tuple[Layer, ...] | None) -> str:
