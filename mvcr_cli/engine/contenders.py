@@ -183,8 +183,8 @@ class EagerContender:
 def training_session(checkpoint: Checkpoint, network: Network, machine: Machine) -> Session:
     """What `mvcr train` makes of its default settings, with doubt for a network that has learned to doubt."""
     made = checkpoint.made.get("settings")
-    unsure = made.get("unsure") if isinstance(made, dict) else None
-    config = TrainConfig(data=Path(), lr=LEARNING_RATE, unsure=unsure if isinstance(unsure, int | float) else 0.0)
+    doubts = isinstance(made, dict) and bool(made.get("unsure"))  # the cost does not depend on its weight
+    config = TrainConfig(data=Path(), lr=LEARNING_RATE, unsure=float(doubts))
     return Session(
         config=config,
         network=network,

@@ -112,7 +112,7 @@ def none_readable(what: str, problems: Sequence[Problem]) -> MvcrError:
     if problems and all(problem.code == "out_of_memory" for problem in problems):
         return WorkerFailed(
             f"out of memory: none of the {what} can be decoded",
-            "a smaller --batch or --imgsz needs less; or end other programs",
+            "a smaller --batch needs less; or end other programs",
         )
     first = f"; {display_name(problems[-1].path)}: {problems[-1].code}, {problems[-1].detail}" if problems else ""
     return DataError(f"none of the {what} can be read{first}", "look at them with an image viewer")
