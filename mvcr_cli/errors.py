@@ -21,6 +21,7 @@ Ctrl-C, a closed pipe and SIGTERM end with 130, 141 and 143, as the shell expect
 
 from __future__ import annotations
 
+import mmap
 from enum import IntEnum
 
 
@@ -126,6 +127,7 @@ _OUT_OF_MEMORY = (
     "out of memory", "allocate memory", "failed to allocate", "bad_alloc", "bad allocation", "can't start new thread",
     "could not create a memory object", "failed to map segment",
 )  # fmt: skip
+_SPARE_BYTES = 64 << 20  # of address space, without which no failure of a decoder is blamed on its file
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -133,3 +135,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error).lower()
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(words in text for words in _OUT_OF_MEMORY)
+
+
+def lacked_memory(error: Exception) -> bool:
+    """Whether a decoder may have failed for lack of memory: libjpeg and zlib say of it what they say of damaged files."""
+    try:
+        mmap.mmap(-1, _SPARE_BYTES).close()  # nothing touches it, so it costs nothing
+    except OSError:
+        return True
+    return is_out_of_memory(error)

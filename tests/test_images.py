@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import time
@@ -129,15 +130,53 @@ def test_what_a_failed_open_means(
     assert getattr(caught.value, "code", None) == code
 
 
-def test_running_out_of_memory_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory when reading image file")], ids=repr)
+def test_running_out_of_memory_is_a_bad_image(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.png"
     noise(9).save(path)
 
     def exhaust(_: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(images, "to_rgb", exhaust)
     assert code_of(path) == "out_of_memory"
+
+
+def test_what_fails_while_memory_is_short_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zlib and libjpeg say of a lack of memory what they say of damage."""
+    path = tmp_path / "a.png"
+    noise(9).save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    assert code_of(path) == "corrupt"
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    assert code_of(path) == "out_of_memory"
+
+
+def test_a_file_without_memory_for_a_buffer_is_closed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second close would hit whatever another thread has opened under that number."""
+    path = tmp_path / "a.png"
+    noise(9).save(path)
+    taken: list[int] = []
+
+    def exhaust(raw: io.FileIO) -> None:
+        taken.append(raw.fileno())
+        raw.close()
+        taken.append(os.open(path, os.O_RDONLY))  # the number is free, and goes to somebody else
+        raise MemoryError
+
+    monkeypatch.setattr(images, "BufferedReader", exhaust)
+    with pytest.raises(MemoryError):
+        images.open_regular(path)
+    assert taken[0] == taken[1]
+    os.close(taken[1])  # it is still open
 
 
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:

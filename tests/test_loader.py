@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import threading
 import time
@@ -26,6 +27,7 @@ from mvcr_cli.data.loader import (
     stable_seed,
 )
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.data.reader_thread import ReaderThread
 from mvcr_cli.errors import WorkerFailed
 
 
@@ -216,12 +218,15 @@ def test_ordered_passes_an_error_on_in_its_place_and_ends_its_threads():
             raise ValueError("three")
         return item
 
-    before = threading.active_count()
+    before = _thread._count()
     results = ordered(work, range(10), 2, 4)
     assert [next(results)[1] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
-    assert threading.active_count() == before
+    until = time.monotonic() + 60
+    while _thread._count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert _thread._count() == before
 
 
 @pytest.mark.parametrize(("step", "most"), [(1.0, 60.0), (0.0, 60.0), (1.0, 0.0)])
@@ -231,7 +236,7 @@ def test_a_picture_that_takes_long_to_decode_is_waited_for(step, most, monkeypat
     monkeypatch.setattr(loader, "READ_SECONDS", 0.02)
     monkeypatch.setattr(loader, "MOST_READ_SECONDS", most)
 
-    def count(threads: Sequence[threading.Thread]) -> float:
+    def count(readers: Sequence[ReaderThread]) -> float:
         now = next(worked)
         if now > 3 or not step:
             done.set()
@@ -255,18 +260,29 @@ def test_what_readers_compute_is_counted():
         go_on.set()
         end.wait(60)
 
-    thread = threading.Thread(target=compute)
-    thread.start()
+    reader = ReaderThread(compute)
     go_on.wait(60)
-    assert loader.processor_seconds([thread]) >= 0.05
+    assert loader.processor_seconds([reader]) >= 0.05
     end.set()
-    thread.join()
-    assert loader.processor_seconds([thread]) >= 0
+    reader.join(60)
+    assert not reader.is_alive()
+    assert loader.processor_seconds([reader]) == 0
+
+
+def test_a_thread_that_cannot_begin_is_not_waited_for_for_ever(monkeypatch):
+    """As when its first lines lack memory: Python says so on stderr, and the one who started it hears nothing."""
+    monkeypatch.setattr("mvcr_cli.data.reader_thread.BEGIN_SECONDS", 0.05)
+    monkeypatch.setattr("_thread.start_new_thread", lambda *_: 1)
+    with pytest.raises(WorkerFailed, match="out of memory"):
+        list(ordered(str, range(10), 2, 4))
 
 
 def test_ordered_ends_its_threads_when_it_is_left_early():
-    before = threading.active_count()
+    before = _thread._count()
     results = ordered(lambda item: item, iter(int, 1), 3, 10)  # endless
     next(results)
     results.close()
-    assert threading.active_count() == before
+    until = time.monotonic() + 60
+    while _thread._count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert _thread._count() == before

@@ -49,7 +49,7 @@ from mvcr_cli.data.colour import to_rgb
 from mvcr_cli.data.in_flight import in_flight
 from mvcr_cli.data.quiet import mute_pillow, quiet_stderr
 from mvcr_cli.data.structure import check_structure
-from mvcr_cli.errors import BadImage, MvcrError, WorkerFailed
+from mvcr_cli.errors import BadImage, MvcrError, WorkerFailed, lacked_memory
 from mvcr_cli.paths import display_name
 
 # Never EPS (starts Ghostscript), PSD, FITS, WMF...; "MPO" in this list raises KeyError, such files come in as JPEG.
@@ -189,9 +189,14 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         raise BadImage("missing", "no file can have this name") from error
     try:
         _check_file(os.fstat(descriptor))
-        return os.fdopen(descriptor, "rb")
+        raw = io.FileIO(descriptor)
     except BaseException:
         os.close(descriptor)
+        raise
+    try:
+        return BufferedReader(raw)
+    except BaseException:  # no memory for its buffer; from here on the descriptor is closed by its owner, and once
+        raw.close()
         raise
 
 
@@ -233,9 +238,9 @@ def opened(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Iterat
             raise BadImage("too_many_pixels", f"more than {max_pixels:,}") from error
         except UnidentifiedImageError as error:
             raise _unidentified(file) from error
-        except MemoryError as error:
-            raise BadImage("out_of_memory", "not enough memory to decode it") from error
         except Exception as error:  # decoders raise SyntaxError, ValueError, struct.error, zlib.error, IndexError, ...
+            if lacked_memory(error):
+                raise BadImage("out_of_memory", "not enough memory to decode it") from error
             raise BadImage("corrupt", display_name(f"{type(error).__name__}: {error}")) from error
 
 

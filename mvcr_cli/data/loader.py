@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from mvcr_cli.data.cache import ReadCache
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey, image_bytes
+from mvcr_cli.data.reader_thread import ReaderThread
 from mvcr_cli.data.tiles import TileBatch, TileReader, Tiles, stack_tiles, turned
 from mvcr_cli.errors import WorkerFailed
 from mvcr_cli.models.scale_set import view_side
@@ -228,27 +229,25 @@ def ordered(function: Callable[[T], R], items: Iterable[T], workers: int, ahead:
     waiting: deque[tuple[T, Future[R]]] = deque()
     tasks: SimpleQueue[tuple[T, Future[R]] | None] = SimpleQueue()
     # Daemons, so that a read that never ends, from a dead network disk, cannot keep the program from ending.
-    threads = [threading.Thread(target=_work, args=(function, tasks), daemon=True, name=f"mvcr-reader-{number}")
-               for number in range(workers)]  # fmt: skip
+    readers: list[ReaderThread] = []
     try:
-        for thread in threads:
-            thread.start()
+        for _ in range(workers):
+            readers.append(ReaderThread(partial(_work, function, tasks)))
         for item in items:
             waiting.append((item, Future()))
             tasks.put(waiting[-1])
             if len(waiting) > ahead:
-                yield _first(waiting, threads)
+                yield _first(waiting, readers)
         while waiting:
-            yield _first(waiting, threads)
+            yield _first(waiting, readers)
     finally:
         for _, future in waiting:
             future.cancel()
-        for _ in threads:
+        for _ in readers:
             tasks.put(None)
         until = time.monotonic() + ENDING_SECONDS
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, until - time.monotonic()))
+        for reader in readers:
+            reader.join(max(0.0, until - time.monotonic()))
 
 
 def _work(function: Callable[[T], R], tasks: SimpleQueue[tuple[T, Future[R]] | None]) -> None:
@@ -269,9 +268,9 @@ def _noting(function: Callable[[T], R], item: T) -> R:
         raise
 
 
-def _first(waiting: deque[tuple[T, Future[R]]], threads: Sequence[threading.Thread]) -> tuple[T, R]:
+def _first(waiting: deque[tuple[T, Future[R]]], readers: Sequence[ReaderThread]) -> tuple[T, R]:
     item, future = waiting[0]
-    began, worked = time.monotonic(), processor_seconds(threads)
+    began, worked = time.monotonic(), processor_seconds(readers)
     while True:
         try:
             result = future.result(READ_SECONDS)
@@ -279,7 +278,7 @@ def _first(waiting: deque[tuple[T, Future[R]]], threads: Sequence[threading.Thre
         except TimeoutError:
             if future.done():  # its own, not that of the wait
                 raise
-            before, worked = worked, processor_seconds(threads)
+            before, worked = worked, processor_seconds(readers)
             if worked - before > BUSY_SHARE * READ_SECONDS and time.monotonic() - began < MOST_READ_SECONDS:
                 continue  # decoding a picture of a gigapixel; a dead disk gives nothing to compute
             hanging = ", ".join(_named(item) for item, future in waiting if future.running())
@@ -291,12 +290,12 @@ def _first(waiting: deque[tuple[T, Future[R]]], threads: Sequence[threading.Thre
     return item, result
 
 
-def processor_seconds(threads: Iterable[threading.Thread]) -> float:
+def processor_seconds(readers: Iterable[ReaderThread]) -> float:
     """What these threads have computed; the whole process where the system does not tell."""
     if not hasattr(time, "pthread_getcpuclockid"):
         return time.process_time()
-    alive = (thread.ident for thread in threads if thread.is_alive())
-    return sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in alive if ident is not None)
+    alive = (reader.ident for reader in readers if reader.is_alive())
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in alive)
 
 
 def _named(item: object) -> str:

@@ -22,7 +22,7 @@ from mvcr_cli.data.images import FULL_DECODE_PIXELS
 from mvcr_cli.data.in_flight import in_flight
 from mvcr_cli.data.quiet import quiet_stderr
 from mvcr_cli.data.tiff import UNREADABLE, Page, read_pages, reductions
-from mvcr_cli.errors import BadImage, MvcrError
+from mvcr_cli.errors import BadImage, MvcrError, lacked_memory
 from mvcr_cli.paths import display_name
 
 MAX_TILE_ROW_BYTES = 256 << 20  # libvips keeps two rows of a TIFF's tiles, but reads a large strip line by line
@@ -233,12 +233,11 @@ def _translated() -> Iterator[None]:
             yield
     except MvcrError:
         raise
-    except MemoryError as error:
-        raise BadImage("out_of_memory", "not enough memory to decode it") from error
     except Exception as error:  # pyvips.Error is no name that exists without pyvips
+        if lacked_memory(error):
+            raise BadImage("out_of_memory", "not enough memory to decode it") from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        code = "out_of_memory" if "out of memory" in str(error) else "corrupt"
-        raise BadImage(code, display_name(lines[-1] if lines else type(error).__name__)) from error
+        raise BadImage("corrupt", display_name(lines[-1] if lines else type(error).__name__)) from error
 
 
 def is_installed() -> bool:

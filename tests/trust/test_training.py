@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import hashlib
 import json
@@ -189,7 +190,7 @@ def test_a_reader_that_hangs_is_explained_and_the_run_goes_on_later(data, undist
     monkeypatch.setattr(loader_module, "load_picture", hang)
     monkeypatch.setattr(loader_module, "READ_SECONDS", 0.5)
     monkeypatch.setattr(loader_module, "ENDING_SECONDS", 0.1)
-    threads = threading.active_count()
+    threads = _thread._count()
     with pytest.raises(WorkerFailed) as caught:
         trained(data, run, resume=True, workers=2)
     assert caught.value.exit_code == 70
@@ -197,8 +198,8 @@ def test_a_reader_that_hangs_is_explained_and_the_run_goes_on_later(data, undist
     assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
     wake.set()
     for _ in range(100):
-        time.sleep(0.05 if threading.active_count() > threads else 0)
-    assert threading.active_count() == threads
+        time.sleep(0.05 if _thread._count() > threads else 0)
+    assert _thread._count() == threads
     monkeypatch.undo()
     monkeypatch.setitem(TRUNKS, "10n", dataclasses.replace(TRUNKS["10n"], width=8))
     trained(data, run, resume=True, workers=2)
@@ -375,19 +376,25 @@ def limited(*rest):
     return session
 train.begin = limited
 """
+# With one megabyte, the dynamic loader may end the program when it has no memory to look up a symbol, C++ when it has
+# none for an exception, and Python when it has none to begin a thread: no code of ours runs that could say a sentence.
+NOBODY_LEFT = (127, -signal.SIGABRT)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-@pytest.mark.parametrize("room_mb", [200, *(pytest.param(mb, marks=pytest.mark.slow) for mb in (1, 20, 60, 120, 400))])
+@pytest.mark.parametrize(
+    "room_mb", [200, *(pytest.param(mb, marks=pytest.mark.slow) for mb in (1, 5, 20, 60, 120, 400))]
+)
 def test_out_of_memory_is_a_message(data, tmp_path, room_mb, figure):
     run = tmp_path / "run"
     trained(data, run, stop=stop_at(4), batch=24, imgsz=512, epochs=9, progressive=False)
     options = ["--batch", "24", "--imgsz", "512", "--no-progressive", "--epochs", "9", "--threads", "1"]
     done = program(["train", data, "--run", run, "--resume", *TRAINING, *options], LIMIT.format(room=room_mb << 20))
     figure(f"{room_mb} MB of room: exit {done.returncode}")
-    assert done.returncode == 70, done.stderr
-    assert "out of memory" in done.stderr and "--batch" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 70 or (room_mb == 1 and done.returncode in NOBODY_LEFT), done.stderr
+    if done.returncode == 70:
+        assert "out of memory" in done.stderr and "--batch" in done.stderr
+        assert "Traceback" not in done.stderr
     state = RunDirectory(run).load_state(pytest.fail)
     assert state is not None and state[1]["step"] >= 1
     for weights in (run / "weights").iterdir():
