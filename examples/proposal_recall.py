@@ -50,8 +50,8 @@ def main() -> None:
     for name in names[:: max(1, len(names) // options.pictures)]:
         digits = np.array(places[name]) + HALF_DIGIT
         with open_picture(str(options.data / name)) as picture:
-            even, _ = propose(picture, replace(network.zoom, grid=1.0, learned=0.0), None, preprocess)
-            detected, _ = propose(picture, network.zoom, None, preprocess)
+            even, _ = propose(picture, replace(network.zoom, grid=1.0, learned=0.0), None)
+            detected, _ = propose(picture, network.zoom, None)
             glance, tiles = reader.look(picture)
         with torch.inference_mode():
             found = look(network, preprocess.tensor(glance)[None], stack_tiles([tiles]), preprocess)
