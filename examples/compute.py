@@ -5,7 +5,7 @@ plain network gets 1.3 times the epochs, because two views cost that much more t
 multiply-accumulates, and timed: CPU milliseconds of one thread, median over batches of 16, all rows by turns in one process.
 
     python examples/compute.py DATA WORK [--epochs 20] [--seeds 0 1 2 3 4] [--plain 64 96 128 160] [--multi 96 128]
-                               [--options "--turn --vflip ..."]
+                               [--sets auto 1] [--layers blur,gem,heads] [--options "--turn --vflip ..."]
 
 Prints Markdown: mean and standard deviation over the seeds. "auto" begins with the cheapest view and stops when one is sure.
 """
@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +44,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--plain", nargs="+", type=int, default=[64, 96, 128, 160])
     parser.add_argument("--multi", nargs="+", type=int, default=[96, 128])
+    parser.add_argument("--sets", nargs="+", default=["auto", "1"], help="scale sets of the multi-scale network")
+    parser.add_argument("--layers", help="of the multi-scale network; default: its own")
     parser.add_argument("--trunk", default="14n")
     parser.add_argument("--threads", type=int, default=2, help="of training; timing has one")
     parser.add_argument(
@@ -54,7 +58,10 @@ def main() -> None:
             trained(f"resnet{options.trunk}", size, round(1.3 * options.epochs), seed, options)
             for size in options.plain
         ]
-        runs += [trained(f"mvcr{options.trunk}", size, options.epochs, seed, options) for size in options.multi]
+        for size, scales in itertools.product(options.multi, options.sets):
+            own = [] if scales == "auto" else ["--scales", scales]
+            own += ["--layers", options.layers] if options.layers else []
+            runs.append(trained(f"mvcr{options.trunk}", size, options.epochs, seed, options, own))
         for cell in measured(runs):
             cells[cell.name, cell.size].append(cell)
     print("| network | px | MMACs | CPU ms, one thread | top-1 % |\n|---|---|---|---|---|")
@@ -67,10 +74,12 @@ def main() -> None:
         )
 
 
-def trained(model: str, size: int, epochs: int, seed: int, options: argparse.Namespace) -> Path:
+def trained(
+    model: str, size: int, epochs: int, seed: int, options: argparse.Namespace, own: Sequence[str] = ()
+) -> Path:
     command = [str(options.data), "--weights", "none", "--model", model, "--imgsz", str(size), "--epochs", str(epochs),
                "--seed", str(seed), "--batch", "32", "--threads", str(options.threads),
-               *shlex.split(options.options)]  # fmt: skip
+               *shlex.split(options.options), *own]  # fmt: skip
     key = hashlib.sha256(repr(command).encode()).hexdigest()[:8]
     run: Path = options.work / f"{model}-{size}-{epochs}-{seed}-{key}"
     if not (run / "summary.json").exists():
@@ -120,7 +129,9 @@ def measured(runs: list[Path]) -> list[Cell]:
         for look in looks:
             network = checkpoint.network().eval().to(memory_format=torch.channels_last)
             network.look = look
-            name = checkpoint.config.name + ("" if len(looks) == 1 else f" --views {look}")
+            name = checkpoint.config.name
+            if name.startswith("mvcr"):
+                name += " --scales 1" if len(looks) == 1 else f" --views {look}"
             cells.append(Cell(name, checkpoint.preprocess.size, checkpoint, network))
     torch.set_num_threads(1)
     samples = validation_split(runs[0], cells[0].checkpoint.classes)

@@ -39,7 +39,7 @@ UNSURE_LAYERS: tuple[Layer, ...] = ("blur", "max")  # the surest view must not b
 ZOOM_FROM = 1024
 TILES = 16
 FALLBACK_MEMORY = 4 << 30  # bytes, where the system does not tell what is available
-BYTES_PER_PIXEL = 600  # activations and gradients of an 18-layer trunk in float32, per input pixel
+BYTES_PER_PIXEL = 900  # activations and gradients of an 18-layer trunk in float32, per input pixel
 
 
 @dataclass(frozen=True)
