@@ -26,11 +26,11 @@ BASE = "as it is"
 ROWS = {
     BASE: "",
     "one view (--scales 1)": "--scales 1",
-    "three views (--scales 1,1/2,1/4)": "--scales 1,1/2,1/4",
     "no teaching across scales (--distill 0)": "--distill 0",
     "no blur": "--layers gem,heads",
     "mean in the place of GeM": "--layers blur,heads",
     "no heads": "--layers blur,gem",
+    "one view, blur and GeM only": "--scales 1 --layers blur,gem",
     "no layers: the plain trunk with views": "--layers none",
     "plain ResNet": "--model resnet{trunk}",
     "scale-aware convolutions added": "--layers blur,gem,heads,sacs",

@@ -159,7 +159,9 @@ class TrainConfig:
         if self.distill != TrainConfig.distill and one_view:
             raise UsageError("--distill: one view has no other to agree with", "leave it out, or name several --scales")
         if self.augment.coarsest != AugmentConfig.coarsest and not self.augment.resolution:
-            raise UsageError("--coarsest is a setting of --resolution, which is off", "leave it out, or --resolution 0.6")
+            raise UsageError(
+                "--coarsest is a setting of --resolution, which is off", "leave it out, or --resolution 0.6"
+            )
         check(0 <= self.ema < 1, "--ema", self.ema, "between 0 (off) and 1")
         check(self.patience >= 0, "--patience", self.patience, "0 (never) or more")
         check(0 <= self.cache_mb <= 1 << 20, "--cache", self.cache_mb, "between 0 and 1,048,576 MiB")
