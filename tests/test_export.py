@@ -23,6 +23,7 @@ from mvcr_cli.engine.evaluate import split_record, validation_split
 from mvcr_cli.engine.export import CHECK_SIZES, compare, export
 from mvcr_cli.engine.onnx_predictor import OnnxPredictor
 from mvcr_cli.engine.predict import predict
+from mvcr_cli.engine.views import first_view
 from mvcr_cli.errors import CannotCreate, CheckFailed, CheckpointError
 from mvcr_cli.models import build, config_for
 from mvcr_cli.paths import write_json
@@ -190,7 +191,7 @@ def test_foreign_onnx_files_are_refused(spoil: Callable[[bytes], bytes]) -> None
 
 def test_the_first_view_alone_is_exported_as_a_plain_network():
     made = checkpoint()
-    plain = engine.first_view(made)
+    plain = first_view(made)
     network, whole = plain.network(), made.network()
     whole.look = "1"
     x = made.preprocess.tensor(next(odd_pictures()))[None]

@@ -76,9 +76,11 @@ KeepGoing = Annotated[bool, _talk_flag("--keep-going", help="Exit 0 even when so
 Json = Annotated[bool, _talk_flag("--json", help="One JSON record a line on stdout.")]
 
 Views = Annotated[
-    config.Look,
-    typer.Option("--views", help="Look once (a plain ResNet's cost), through all scales, or until a view is sure."),
-]
+    str,
+    typer.Option("--views", metavar="1|all|auto|SCALES",
+                 help="Look once (a plain ResNet's cost), through all scales, or until a view is sure; or through these"
+                      " scales, such as 4..1/4, of which the surest decides."),
+]  # fmt: skip
 
 # mvcr train
 TrainData = Annotated[
@@ -271,9 +273,11 @@ FromTorch = Annotated[
                " read in a confined process."),
 ]  # fmt: skip
 ExportViews = Annotated[
-    config.ExportLook,
-    typer.Option("--views", help="The view at scale 1 alone (a plain ResNet's cost), or all scales."),
-]
+    str,
+    typer.Option("--views", metavar="1|all|SCALES",
+                 help="The view at scale 1 alone (a plain ResNet's cost), or all scales; or these, such as 4..1/4, of which"
+                      " the surest decides."),
+]  # fmt: skip
 ExportFormat = Annotated[config.ExportFormat, typer.Option("--format", help="What to write.")]
 ExportOut = Annotated[
     Path | None,

@@ -21,7 +21,6 @@ from mvcr_cli.config.constants import (
     Block,
     Device,
     ExportFormat,
-    ExportLook,
     Fit,
     Layer,
     Look,
@@ -42,6 +41,7 @@ from mvcr_cli.config.parsing import (
     parse_scale_set,
     parse_scales,
     parse_seconds,
+    parse_views,
     parse_zoom_mode,
 )
 from mvcr_cli.config.training import AugmentConfig, TrainConfig
@@ -49,8 +49,8 @@ from mvcr_cli.config.training import AugmentConfig, TrainConfig
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "LARGEST_CANVAS", "MEBIBYTE", "MOST_READ_SECONDS", "MOST_SHRUNK", "PRESET_NAMES",
     "READ_SECONDS", "SACS_STAGES", "AugmentConfig", "Balance", "BenchmarkConfig", "Block", "Device", "EvalConfig",
-    "ExportConfig", "ExportFormat", "ExportLook", "Fit", "Layer", "Look", "ModelConfig", "Precision", "PredictConfig",
+    "ExportConfig", "ExportFormat", "Fit", "Layer", "Look", "ModelConfig", "Precision", "PredictConfig",
     "PredictFormat", "Stem", "TrainConfig", "ZoomConfig", "ZoomMode", "check_batch", "check_imgsz", "check_preset",
     "check_seed", "check_workers", "factor_text", "half_octaves", "parse_auto", "parse_factors", "parse_layers", "parse_list",
-    "parse_memory", "parse_scale_set", "parse_scales", "parse_seconds", "parse_zoom_mode",
+    "parse_memory", "parse_scale_set", "parse_scales", "parse_seconds", "parse_views", "parse_zoom_mode",
 ]  # fmt: skip

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvcr_cli.config.checks import check, check_batch, check_imgsz, check_preset, check_workers
-from mvcr_cli.config.constants import MOST_SHRUNK, Device, ExportFormat, ExportLook, Look, Precision
-from mvcr_cli.config.parsing import factor_text
+from mvcr_cli.config.constants import MOST_SHRUNK, Device, ExportFormat, Precision
+from mvcr_cli.config.parsing import factor_text, parse_views
 from mvcr_cli.errors import UsageError
 
 
@@ -18,6 +18,7 @@ class EvalConfig:
     Args:
         scales: factors of the size at which the pictures are shown, increasing, for accuracy against object scale.
         against: another run whose curve over scale is laid beside this one's.
+        views: see `parse_views`.
     """
 
     data: Path | None = None
@@ -25,7 +26,7 @@ class EvalConfig:
     scales: tuple[float, ...] | None = None
     against: Path | None = None
     out: Path | None = None
-    views: Look = "all"
+    views: str = "all"
     batch: int = 32
     workers: int | None = None
     device: Device = "auto"
@@ -35,6 +36,7 @@ class EvalConfig:
     follow_links: bool = False
 
     def __post_init__(self) -> None:
+        parse_views(self.views)
         check_batch(self.batch)
         check_workers(self.workers)
         if self.scales is None:
@@ -57,7 +59,7 @@ class PredictConfig:
     run: Path | None = None
     explain: Path | None = None
     topk: int = 5
-    views: Look = "all"
+    views: str = "all"
     batch: int = 16
     workers: int | None = None
     device: Device = "auto"
@@ -66,6 +68,7 @@ class PredictConfig:
     def __post_init__(self) -> None:
         check(len(self.inputs) > 0, "INPUTS", "nothing", "at least one file, folder, pattern or -")
         check(self.topk >= 1, "--topk", self.topk, "1 or more")
+        parse_views(self.views)
         check_batch(self.batch)
         check_workers(self.workers)
 
@@ -81,14 +84,15 @@ class ExportConfig:
     run: Path | None = None
     from_torch: Path | None = None
     format: ExportFormat = "onnx"
-    views: ExportLook = "all"
+    views: str = "all"
     out: Path | None = None
     images: int = 64
     tolerance: float = 1e-4
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check(self.views in ("1", "all"), "--views", self.views, "1 or all: a graph cannot stop early")
+        parse_views(self.views)
+        check(self.views != "auto", "--views", self.views, "1, all or a scale set: a graph cannot stop early")
         check(1 <= self.images <= 100_000, "--images", self.images, "between 1 and 100,000")
         check(0 < self.tolerance < 1, "--tolerance", self.tolerance, "between 0 and 1")
         if self.from_torch is not None:

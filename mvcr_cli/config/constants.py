@@ -12,7 +12,6 @@ Fit = Literal["pad", "stretch"]
 PredictFormat = Literal["auto", "json", "jsonl", "csv", "table"]
 Layer = Literal["blur", "gem", "max", "heads", "sacs", "detail", "sift"]
 Look = Literal["1", "all", "auto"]
-ExportLook = Literal["1", "all"]  # a graph cannot stop early
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Stem = Literal["imagenet", "small", "fine"]
 ZoomMode = Literal["auto", "on", "off"]

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import cast, get_args
 
 from mvcr_cli.config.checks import check
-from mvcr_cli.config.constants import MOST_SHRUNK, Layer, ZoomMode
+from mvcr_cli.config.constants import MOST_SHRUNK, Layer, Look, ZoomMode
 from mvcr_cli.errors import UsageError
 
 
@@ -34,6 +34,19 @@ def parse_scales(text: str) -> tuple[float, ...]:
 def parse_scale_set(text: str) -> tuple[float, ...] | None:
     """As `parse_scales`, or None for "auto"."""
     return None if text.strip() == "auto" else parse_scales(text)
+
+
+def parse_views(text: str) -> Look | tuple[float, ...]:
+    """How a trained network is looked through: "1", "all", "auto", or the scale set of the views."""
+    if text in get_args(Look):
+        return cast(Look, text)
+    try:
+        return parse_scales(text)
+    except UsageError:
+        raise UsageError(
+            f"--views {text!r} is none of {', '.join(get_args(Look))}, and no scale set",
+            "a scale set has 1 in it and nothing beyond 1/16 and 4: 2..1/2 (half octaves), or 2,1,1/2",
+        ) from None
 
 
 def parse_factors(text: str) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import EvalConfig, Look
+from mvcr_cli.config import EvalConfig
 from mvcr_cli.data.files import read_contents
 from mvcr_cli.data.folder import Sample, extra_classes, find_evaluation, relabel, scan
 from mvcr_cli.data.loader import Input, PixelCache, ZoomInput, evaluation_batches
@@ -48,8 +48,9 @@ from mvcr_cli.engine.metrics import (
     wilson,
 )
 from mvcr_cli.engine.rundir import RunDirectory
+from mvcr_cli.engine.views import network_looking
 from mvcr_cli.engine.zoom_step import look
-from mvcr_cli.errors import ConfigMismatch, DataError, MvcrError, UsageError, WorkerFailed
+from mvcr_cli.errors import ConfigMismatch, DataError, MvcrError, WorkerFailed
 from mvcr_cli.models import Network
 from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name, refuse_inside
@@ -77,8 +78,7 @@ def evaluate(config: EvalConfig, *, track: Track = silent,
     pictures.tell(say)
     tell_trained_on(folder, samples, say)
     device = pick_device(config.device)
-    network = checkpoint.network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    look_through(network, config.views)
+    network = network_looking(checkpoint, config.views).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     cache, zoom = PixelCache(0), tile_reader(network, checkpoint.preprocess, 0)
     batch = config.batch if zoom is None else zoom.at_once(config.batch)
     batches = evaluation_batches(
@@ -222,16 +222,6 @@ def validation_split(folder: Path, classes: tuple[str, ...]) -> tuple[Sample, ..
         ) from error
 
 
-def look_through(network: Network, views: Look) -> None:
-    """Choose how a network looks at pictures.
-
-    Raises: UsageError when it cannot look so.
-    """
-    if views == "auto" and isinstance(network, ZoomResNet):
-        raise UsageError("--views auto: a network that zooms always looks at its tiles", "choose --views all or 1")
-    network.look = views
-
-
 def tile_reader(
     network: Network, preprocess: Preprocess, megabytes: int, trail: Trail | None = None
 ) -> TileReader | None:
@@ -272,7 +262,7 @@ def probabilities_of(network: Network, x: Input, device: torch.device, dtype: to
 
 def summarise(*, run: str, data: str, labels: NDArray[np.int64], probabilities: Probabilities,
               classes: tuple[str, ...], missing: tuple[str, ...], skipped: int, seconds: float,
-              ignored: int = 0, trained_on: int | None = None, views: Look = "all") -> EvalReport:  # fmt: skip
+              ignored: int = 0, trained_on: int | None = None, views: str = "all") -> EvalReport:  # fmt: skip
     """The report of one evaluation, from labels and probabilities alone."""
     predicted = probabilities.argmax(1)
     confusion = confusion_matrix(labels, predicted, len(classes))

@@ -12,7 +12,6 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvcr_cli.checkpoint import Checkpoint, pack
-from mvcr_cli.config import ExportConfig
+from mvcr_cli.config import ExportConfig, parse_views
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import PreprocessGraph
@@ -32,6 +31,7 @@ from mvcr_cli.engine import Say, Track, find_weights, run_directory, say_nothing
 from mvcr_cli.engine.evaluate import probabilities_of, validation_split
 from mvcr_cli.engine.onnx_predictor import OnnxPredictor, require_onnx
 from mvcr_cli.engine.verdict import Parity
+from mvcr_cli.engine.views import first_view, through
 from mvcr_cli.errors import BadImage, CannotCreate, CheckFailed, ConfigMismatch, UsageError
 from mvcr_cli.models import Network
 from mvcr_cli.paths import display_name, to_json, write_whole
@@ -87,6 +87,8 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
         if checkpoint.config.zoom is not None:
             raise UsageError("--views 1: the tiles of a network that zooms are no view", "leave --views out")
         checkpoint = first_view(checkpoint)
+    elif isinstance(views := parse_views(config.views), tuple):
+        checkpoint = through(checkpoint, views)
     if checkpoint.config.zoom is not None and config.format != "safetensors":
         files, parity = _zoom_files(config, checkpoint, folder, target, track)
     else:
@@ -127,17 +129,6 @@ def _refuse_existing(paths: Iterable[Path], config: ExportConfig) -> None:
     there = next((path for path in paths if path.exists()), None)
     if there is not None and not config.overwrite:
         raise CannotCreate(f"{display_name(there)} exists", "replace it with --overwrite, or choose another --out")
-
-
-def first_view(checkpoint: Checkpoint) -> Checkpoint:
-    """The view at scale 1 alone, as a network of one view: a plain ResNet's cost, and a plain ResNet's names."""
-    config = replace(checkpoint.config, scales=(1.0,), taught=None, surest=False)
-    tensors = {
-        name: tensor
-        for name, tensor in checkpoint.tensors.items()
-        if ".scales." not in name and not name.startswith("fusion.")
-    }
-    return replace(checkpoint, config=config, tensors=tensors)
 
 
 def _zoom_files(config: ExportConfig, checkpoint: Checkpoint, folder: Path | None, target: Path,

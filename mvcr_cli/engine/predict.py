@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mvcr_cli import weights
 from mvcr_cli.checkpoint import Checkpoint, load_bare
-from mvcr_cli.config import Device, Look, PredictConfig
+from mvcr_cli.config import Device, PredictConfig
 from mvcr_cli.data.folder import iter_images
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.loader import ordered
@@ -33,9 +33,10 @@ from mvcr_cli.engine import (
     say_nothing,
     silent,
 )
-from mvcr_cli.engine.evaluate import look_through, probabilities_of, tile_reader
+from mvcr_cli.engine.evaluate import probabilities_of, tile_reader
 from mvcr_cli.engine.explain import activation_maps, draw_tiles, draw_views, for_panel, make_folder, save
 from mvcr_cli.engine.verdict import Ready, Verdict
+from mvcr_cli.engine.views import network_looking
 from mvcr_cli.engine.zoom_step import Glimpse, look
 from mvcr_cli.errors import BadImage, ConfigMismatch, InputMissing, MvcrError, NotPermitted, Unavailable, UsageError
 from mvcr_cli.models import build, config_for, load_trunk
@@ -174,13 +175,13 @@ class TorchPredictor:
     Raises: UsageError when the network cannot look or explain so.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: Device, views: Look = "all", *, explains: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: Device, views: str = "all", *, explains: bool = False) -> None:
         self.classes = checkpoint.classes
         self.size = checkpoint.preprocess.size
         self._preprocess = checkpoint.preprocess
         self._device = pick_device(device)
-        self._network = checkpoint.network().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        look_through(self._network, views)
+        network = network_looking(checkpoint, views)
+        self._network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._reader = tile_reader(self._network, self._preprocess, 0)
         self._explains = explains
         if explains and not isinstance(self._network, MultiScaleResNet):

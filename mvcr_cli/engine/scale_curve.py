@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from mvcr_cli.checkpoint import Checkpoint
-from mvcr_cli.config import LARGEST_CANVAS, EvalConfig, Look, factor_text
+from mvcr_cli.config import LARGEST_CANVAS, EvalConfig, factor_text
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.loader import PixelCache, evaluation_batches
 from mvcr_cli.data.preprocess import Preprocess
@@ -38,6 +38,7 @@ from mvcr_cli.engine import (
 )
 from mvcr_cli.engine.evaluate import evaluation_set, infer, none_readable, tell_trained_on, trained_on
 from mvcr_cli.engine.metrics import Z_95, wilson
+from mvcr_cli.engine.views import network_looking
 from mvcr_cli.errors import ConfigMismatch, UsageError
 from mvcr_cli.paths import display_name
 from mvcr_cli.records import Difference, Problem, ScaleCurve, ScaleCurveReport, ScalePoint
@@ -148,8 +149,8 @@ def _answers(subject: Subject, config: EvalConfig, cache: PixelCache, track: Tra
     """For every factor: whether each picture that could be read was told right."""
     assert config.scales is not None
     device, preprocess = pick_device(config.device), subject.checkpoint.preprocess
-    network = subject.checkpoint.network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.look = config.views
+    network = network_looking(subject.checkpoint, config.views)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = pick_precision(config.precision, device)
     answers: dict[float, dict[str, bool]] = {}
     for factor in sorted(config.scales, reverse=True):  # what needs most memory first
@@ -199,7 +200,7 @@ def curve_of(run: str, preprocess: Preprocess, factors: Sequence[float], hits: H
 
 
 def summarise(*, data: str, curves: Sequence[ScaleCurve], hits: Sequence[Hits], missing: tuple[str, ...], skipped: int,
-              seconds: float, ignored: int = 0, views: Look = "all") -> ScaleCurveReport:  # fmt: skip
+              seconds: float, ignored: int = 0, views: str = "all") -> ScaleCurveReport:  # fmt: skip
     """The report of one curve, or of two and their differences."""
     own, other = curves[0], curves[1] if len(curves) > 1 else None
     area_difference = None
