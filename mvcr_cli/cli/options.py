@@ -79,7 +79,7 @@ Views = Annotated[
     str,
     typer.Option("--views", metavar="1|all|auto|SCALES",
                  help="Look once (a plain ResNet's cost), through all scales, or until a view is sure; or through these"
-                      " scales, such as 4..1/4, of which the surest decides."),
+                      " scales, such as 2..1/4, of which the surest decides."),
 ]  # fmt: skip
 
 # mvcr train
@@ -275,7 +275,7 @@ FromTorch = Annotated[
 ExportViews = Annotated[
     str,
     typer.Option("--views", metavar="1|all|SCALES",
-                 help="The view at scale 1 alone (a plain ResNet's cost), or all scales; or these, such as 4..1/4, of which"
+                 help="The view at scale 1 alone (a plain ResNet's cost), or all scales; or these, such as 2..1/4, of which"
                       " the surest decides."),
 ]  # fmt: skip
 ExportFormat = Annotated[config.ExportFormat, typer.Option("--format", help="What to write.")]
