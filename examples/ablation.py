@@ -1,10 +1,10 @@
-"""What every part of the network and of the recipe brings: one of them off, or one more on, and the rest as it is.
+"""What every part of the network and of the recipe brings: one of them off, or one more on, and the rest as in the first row.
 
 Data: ELPV (`examples/elpv.py`), from scratch; with `--split block`, so that neighbouring cells, often of one module, stand on
 one side; every seed makes its own split. All rows have the same epochs, so a part also has to earn the time it takes.
 
     python examples/ablation.py WORK [--epochs 16] [--imgsz 128] [--seeds 0 1 2] [--split block] [--trunk 14n] [--threads 1]
-                                [--rows "as it is" ...]
+                                [--rows "no blur" ...]
 
 Prints Markdown, mean and standard deviation over the seeds of the last epoch, which nobody chose: accuracy, area under ROC,
 loss; and the processor seconds of the training against those of the first row.
@@ -22,26 +22,27 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RECIPE = "--turn --vflip --crop 1 --shear 0 --zoom-range 0.1 --trivial 0.3 --label-smoothing 0"
-BASE = "as it is"
+BASE = "two views, blur, GeM, heads"
+LAYERS = "--layers blur,gem,heads"
 ROWS = {
-    BASE: "",
-    "one view (--scales 1)": "--scales 1",
-    "no teaching across scales (--distill 0)": "--distill 0",
+    BASE: LAYERS,
+    "one view (--scales 1)": f"--scales 1 {LAYERS}",
+    "no teaching across scales (--distill 0)": f"--distill 0 {LAYERS}",
     "no blur": "--layers gem,heads",
     "mean in the place of GeM": "--layers blur,heads",
-    "no heads": "--layers blur,gem",
+    "no heads: the default": "--layers blur,gem",
     "one view, blur and GeM only": "--scales 1 --layers blur,gem",
     "no layers: the plain trunk with views": "--layers none",
     "plain ResNet": "--model resnet{trunk}",
-    "scale-aware convolutions added": "--layers blur,gem,heads,sacs",
-    "detail branch added": "--layers blur,gem,heads,detail",
-    "dense RootSIFT added": "--layers blur,gem,heads,sift",
-    "resolution jitter added": "--resolution 0.6",
+    "scale-aware convolutions added": f"{LAYERS},sacs",
+    "detail branch added": f"{LAYERS},detail",
+    "dense RootSIFT added": f"{LAYERS},sift",
+    "resolution jitter added": f"--resolution 0.6 {LAYERS}",
     "one view, maximum pooled (--scales 1 --layers blur,max)": "--scales 1 --layers blur,max",
     "the same, doubt at foreign scales added (--unsure 0.3)": "--scales 1 --layers blur,max --unsure 0.3",
-    "no weight average": "--ema 0",
-    "full size throughout": "--no-progressive",
-    "no colour operations": "--trivial 0",
+    "no weight average": f"--ema 0 {LAYERS}",
+    "full size throughout": f"--no-progressive {LAYERS}",
+    "no colour operations": f"--trivial 0 {LAYERS}",
 }
 COLUMNS = ("top-1 %", "AUROC", "loss", "CPU s, against the first row")
 

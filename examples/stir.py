@@ -161,8 +161,9 @@ def train(pictures: NDArray[np.uint8], how: Training, seed: int, number: int,
     """Pictures: (sizes, classes, 64, 64)."""
     flat = pictures.reshape(-1, 64, 64)
     labels = np.tile(np.arange(pictures.shape[1]), pictures.shape[0])
-    most = options.coarsest or coarsest(number)
-    jitter = replace(STILL, resolution=how.resolution, coarsest=most)
+    jitter = STILL
+    if how.resolution:
+        jitter = replace(STILL, resolution=how.resolution, coarsest=options.coarsest or coarsest(number))
     unsure = options.unsure if options.unsure is not None and how.unsure else how.unsure
     config = TrainConfig(data=Path(), unsure=unsure, batch=BATCH, lr=3e-3, ema=0.98, seed=seed, augment=jitter)
     model = replace(

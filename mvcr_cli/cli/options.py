@@ -129,9 +129,9 @@ Scales = Annotated[
 Layers = Annotated[
     Any,
     _model("--layers", parser=config.parse_layers, metavar="LIST", show_default=False,
-           help="The optional layers, or none: blur, gem, heads (mvcr's own), max (pools in the place of gem), sacs"
-                " (scale-aware convolutions), detail (a thin branch sees --imgsz, the trunk half of it), sift (dense"
-                " RootSIFT)."),
+           help="The optional layers, or none: blur, gem (both mvcr's own), max (pools in the place of gem), heads (on two"
+                " more levels), sacs (scale-aware convolutions), detail (a thin branch sees --imgsz, the trunk half of it),"
+                " sift (dense RootSIFT)."),
 ]  # fmt: skip
 
 ZoomMode = Annotated[

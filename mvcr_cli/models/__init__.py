@@ -34,7 +34,7 @@ TRUNKS = {
     "50": Trunk("bottleneck", (3, 4, 6, 3), 64),
 }
 DEFAULT_SCALES = (1.0, 0.5)
-DEFAULT_LAYERS: tuple[Layer, ...] = ("blur", "gem", "heads")
+DEFAULT_LAYERS: tuple[Layer, ...] = ("blur", "gem")
 
 
 def config_for(name: str, classes: int, *, scales: tuple[float, ...] | None = None,
