@@ -1,23 +1,26 @@
-"""What zoom is measured against on Megapixel-MNIST: the plain ResNet at three sizes, and tiles that nobody chose.
+"""What zoom is measured against: the plain ResNet at several sizes, and tiles that nobody chose.
 
-Data: examples/megapixel_mnist.py. Every row gets the same processor time (`--time` counts that of the process here, so other
+Data: examples/megapixel_mnist.py, or with --zoom and --options other large pictures (examples/elpv_modules.py). Every row gets the same processor time (`--time` counts that of the process here, so other
 work on the machine takes nothing from a row), one thread, one seed, the same recipe, and the trunk of mvcr10n:
 
 zoom            tiles where detector, learned search and grid propose them
 grid tiles      as many candidates, spread evenly over the picture, the same ones in all pictures of a size
 random tiles    as many candidates at random places, drawn whenever a picture is read
-plain SIZE      resnet10n, the whole picture at that many pixels; 1500 is its full resolution
+plain SIZE      resnet10n, the whole picture at that many pixels; 1500 is the full resolution of Megapixel-MNIST
 
-    python examples/megapixel_baselines.py DATA WORK [--minutes 15] [--rows zoom "plain 224" ...] [--seed 0]
+    python examples/zoom_baselines.py DATA WORK [--minutes 15] [--rows zoom "plain 224" ...] [--seed 0]
+        [--zoom "--imgsz 128 --tile-px 32 --batch 16"] [--options "--no-augment"]
 
-Prints Markdown: test accuracy of the last weights, epochs, processor minutes, processor seconds of the prediction of one
+Prints Markdown: test accuracy and balanced accuracy of the last weights, epochs, processor minutes, processor seconds of the prediction of one
 picture (reading included, median of 20), and peak memory of the process that predicts (Linux), batch 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -30,6 +33,7 @@ import numpy as np
 
 ROWS = ("zoom", "grid tiles", "random tiles", "plain 224", "plain 512", "plain 1500")
 PICTURES = 20
+DEFAULTS = ("--imgsz 128 --tile-px 32 --batch 16", "--no-augment")  # of --zoom and --options
 
 
 def main() -> None:
@@ -37,37 +41,44 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--minutes", type=int, default=15)
-    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
+    parser.add_argument("--rows", nargs="+", default=ROWS, help="zoom, grid tiles, random tiles, plain SIZE")
+    parser.add_argument("--zoom", default=DEFAULTS[0], help="options of the rows with tiles")
+    parser.add_argument("--options", default=DEFAULTS[1], help="options of all rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--do", choices=("train", "eval", "predict"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.do:
         do(options, options.rows[0])
         return
-    print("| row | test accuracy % | epochs | CPU min | CPU s a picture | peak MB |\n|---|---|---|---|---|---|")
+    print(
+        "| row | test accuracy % | balanced % | epochs | CPU min | CPU s a picture | peak MB |\n|---|---|---|---|---|---|---|"
+    )
     for row in options.rows:
         run = run_of(options, row)
         if not (run / "summary.json").exists():
             start(options, row, "train")
-        accuracy = 100 * json.loads(start(options, row, "eval"))["top1"]["value"]
+        found = json.loads(start(options, row, "eval"))
         cost = json.loads(start(options, row, "predict"))
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         print(
-            f"| {row} | {accuracy:.1f} | {last['epoch']} | {last['cpu_seconds'] / 60:.0f} "
+            f"| {row} | {100 * found['top1']['value']:.1f} | {100 * found['balanced_accuracy']:.1f} | {last['epoch']} | {last['cpu_seconds'] / 60:.0f} "
             f"| {cost['seconds']:.2f} | {cost['peak_rss_mb']} |",
             flush=True,
         )
 
 
 def run_of(options: argparse.Namespace, row: str) -> Path:
+    other = () if (options.zoom, options.options) == DEFAULTS else (options.zoom, options.options)
+    key = f"-{hashlib.sha256(repr(other).encode()).hexdigest()[:8]}" if other else ""
     work: Path = options.work
-    return work / f"{row.replace(' ', '-')}-{options.minutes}m-{options.seed}"
+    return work / f"{row.replace(' ', '-')}-{options.minutes}m-{options.seed}{key}"
 
 
 def start(options: argparse.Namespace, row: str, what: str) -> str:
     """One row's work in a process of its own; its last line."""
     command = [sys.executable, __file__, str(options.data), str(options.work), "--minutes", str(options.minutes),
-               "--seed", str(options.seed), "--rows", row, "--do", what]  # fmt: skip
+               "--seed", str(options.seed), f"--zoom={options.zoom}", f"--options={options.options}", "--rows", row,
+               "--do", what]  # fmt: skip
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     return lines[-1] if lines else ""
 
@@ -78,22 +89,13 @@ def do(options: argparse.Namespace, row: str) -> None:
     run = run_of(options, row)
     if options.do == "train":
         count_processor_time()
-        kind = ["--model", "mvcr10n", "--imgsz", "128", "--zoom", "on", "--tile-px", "32", "--batch", "16"]
+        kind = ["--model", "mvcr10n", "--zoom", "on", *shlex.split(options.zoom)]
         if row.startswith("plain"):
-            size = int(row.split()[1])
-            kind = [
-                "--model",
-                "resnet10n",
-                "--imgsz",
-                str(size),
-                "--zoom",
-                "off",
-                "--batch",
-                "16" if size < 1000 else "4",
-            ]
-        command(["train", str(options.data), "--run", str(run), "--weights", "none", "--no-augment", "--threads", "1",
-                 "--workers", "1",
-                 "--cache", "1500", "--seed", str(options.seed), "--time", f"{options.minutes}m", *kind])  # fmt: skip
+            size = row.split()[1]
+            batch = "16" if int(size) < 1000 else "4"
+            kind = ["--model", "resnet10n", "--zoom", "off", "--imgsz", size, "--batch", batch, "--cache", "1500"]
+        command(["train", str(options.data), "--run", str(run), "--weights", "none", "--threads", "1", "--workers", "1",
+                 "--seed", str(options.seed), "--time", f"{options.minutes}m", *kind, *shlex.split(options.options)])  # fmt: skip
     elif options.do == "eval":
         command(["eval", "--run", str(run / "weights" / "last.safetensors"), str(options.data), "--batch", "4",
                  "--json"])  # fmt: skip
