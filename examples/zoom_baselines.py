@@ -1,7 +1,8 @@
 """What zoom is measured against: the plain ResNet at several sizes, and tiles that nobody chose.
 
-Data: examples/megapixel_mnist.py, or with --zoom and --options other large pictures (examples/elpv_modules.py). Every row gets the same processor time (`--time` counts that of the process here, so other
-work on the machine takes nothing from a row), one thread, one seed, the same recipe, and the trunk of mvcr10n:
+Data: examples/megapixel_mnist.py, or with --zoom and --options other large pictures (examples/elpv_modules.py). Every row
+gets the same processor time (`--time` counts that of the process here, so other work on the machine takes nothing from a
+row), one thread, one seed, the same recipe, and the trunk of mvcr10n:
 
 zoom            tiles where detector, learned search and grid propose them
 grid tiles      as many candidates, spread evenly over the picture, the same ones in all pictures of a size
@@ -11,8 +12,8 @@ plain SIZE      resnet10n, the whole picture at that many pixels; 1500 is the fu
     python examples/zoom_baselines.py DATA WORK [--minutes 15] [--rows zoom "plain 224" ...] [--seed 0]
         [--zoom "--imgsz 128 --tile-px 32 --batch 16"] [--options "--no-augment"]
 
-Prints Markdown: test accuracy and balanced accuracy of the last weights, epochs, processor minutes, processor seconds of the prediction of one
-picture (reading included, median of 20), and peak memory of the process that predicts (Linux), batch 1.
+Prints Markdown: test accuracy and balanced accuracy of the last weights, epochs, processor minutes, processor seconds of
+the prediction of one picture (reading included, median of 20), and peak memory of the process that predicts (Linux), batch 1.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def main() -> None:
         cost = json.loads(start(options, row, "predict"))
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         print(
-            f"| {row} | {100 * found['top1']['value']:.1f} | {100 * found['balanced_accuracy']:.1f} | {last['epoch']} | {last['cpu_seconds'] / 60:.0f} "
-            f"| {cost['seconds']:.2f} | {cost['peak_rss_mb']} |",
+            f"| {row} | {100 * found['top1']['value']:.1f} | {100 * found['balanced_accuracy']:.1f} | {last['epoch']} "
+            f"| {last['cpu_seconds'] / 60:.0f} | {cost['seconds']:.2f} | {cost['peak_rss_mb']} |",
             flush=True,
         )
 
@@ -95,7 +96,8 @@ def do(options: argparse.Namespace, row: str) -> None:
             batch = "16" if int(size) < 1000 else "4"
             kind = ["--model", "resnet10n", "--zoom", "off", "--imgsz", size, "--batch", batch, "--cache", "1500"]
         command(["train", str(options.data), "--run", str(run), "--weights", "none", "--threads", "1", "--workers", "1",
-                 "--seed", str(options.seed), "--time", f"{options.minutes}m", *kind, *shlex.split(options.options)])  # fmt: skip
+                 "--seed", str(options.seed), "--time", f"{options.minutes}m", *kind,
+                 *shlex.split(options.options)])  # fmt: skip
     elif options.do == "eval":
         command(["eval", "--run", str(run / "weights" / "last.safetensors"), str(options.data), "--batch", "4",
                  "--json"])  # fmt: skip
