@@ -112,11 +112,18 @@ class SearchScorer(nn.Module):
         assert first.bias is not None
         first.weight /= torch.tensor(std).view(3, 1, 1)
         first.bias -= (first.weight * torch.tensor(mean).view(3, 1, 1)).sum((1, 2, 3))
-        self.layers = nn.Sequential(first, nn.ReLU(True), second, nn.ReLU(True), third, nn.ReLU(True), scorer.score)
-        self.layers.to(memory_format=torch.channels_last)
+        self.colour, self.grey = (
+            first,
+            copy.deepcopy(first),
+        )  # three equal channels are one with the sum of their weights
+        self.grey.weight = nn.Parameter(first.weight.sum(1, keepdim=True), requires_grad=False)
+        self.grey.in_channels = 1
+        self.layers = nn.Sequential(nn.ReLU(True), second, nn.ReLU(True), third, nn.ReLU(True), scorer.score)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.layers(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))[:, 0]
+        first = self.grey if x.shape[1] == 1 else self.colour
+        scores: Tensor = self.layers(first(x.contiguous(memory_format=torch.channels_last)))[:, 0]
         return scores
 
 
