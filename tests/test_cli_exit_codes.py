@@ -73,6 +73,7 @@ REFUSED = [
     "train d --split 1",
     "train d --split nan",
     "train d --time soon",
+    "train d --time 3m --epochs 5",
     "train d --time 1s",
     "train d --scales 1/2",
     "train d --scales 1,x",

@@ -535,7 +535,7 @@ def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 CONTRADICTIONS: list[dict[str, Any]] = [
     {"lr": 0.5}, {"epochs": 3}, {"batch": 4}, {"model": "resnet10n"}, {"imgsz": 96}, {"seed": 1}, {"ema": 0.5},
     {"augment": AugmentConfig(crop=0.9)}, {"scales": (1.0,)}, {"accumulate": 2}, {"precision": "bf16"},
-    {"seconds": 60.0}, {"fit": "stretch"}, {"progressive": False}, {"split": 0.5},
+    {"epochs": None, "seconds": 60.0}, {"fit": "stretch"}, {"progressive": False}, {"split": 0.5},
 ]  # fmt: skip
 
 

@@ -159,7 +159,7 @@ Epochs = Annotated[int | None, _recipe_auto("--epochs", metavar="N", help="Passe
 Seconds = Annotated[
     float | None,
     _recipe("--time", parser=config.parse_seconds, metavar="3m", show_default=False,
-            help="Wall time for everything, from start to finished run: 90s, 3m, 1h30m."),
+            help="Wall time for everything, from start to finished run: 90s, 3m, 1h30m; in the place of --epochs."),
 ]  # fmt: skip
 TrainBatch = Annotated[
     int | None,

@@ -71,8 +71,8 @@ class TrainConfig:
         model: preset name. None is mvcr18 with pretrained weights and mvcr14n without.
         weights: "auto", "imagenet", "none", or a safetensors file.
         imgsz: side of the view at scale 1 in pixels.
-        epochs: passes over the training pictures; with `seconds` set, the clock decides.
-        seconds: wall time from the start of the program to the finished run.
+        epochs: passes over the training pictures; None is fitted, or is as many as `seconds` allow.
+        seconds: wall time from the start of the program to the finished run, in the place of `epochs`.
         batch: pictures a step; None is fitted.
         accumulate: steps whose gradients are summed before the optimiser steps.
         lr: peak learning rate; None depends on the weights and the batch size.
@@ -142,6 +142,8 @@ class TrainConfig:
         check_imgsz(self.imgsz)
         check(self.epochs is None or 1 <= self.epochs <= 100_000, "--epochs", self.epochs, "between 1 and 100,000")
         check(self.seconds is None or 5 <= self.seconds <= 10**8, "--time", self.seconds, "at least 5s")
+        if self.epochs is not None and self.seconds is not None:
+            raise UsageError("--time and --epochs both say when the run ends", "give one of them")
         check(self.batch is None or 2 <= self.batch <= 65_536, "--batch", self.batch, "auto, or between 2 and 65,536")
         check(1 <= self.accumulate <= 4096, "--accumulate", self.accumulate, "between 1 and 4096")
         check(self.lr is None or (math.isfinite(self.lr) and 0 < self.lr <= 100), "--lr", self.lr, "above 0 and finite")

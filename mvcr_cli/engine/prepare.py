@@ -145,7 +145,7 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
     views = 1.5 if config.unsure else sum(scale**2 for scale in scales)  # half of the pictures again at foreign scales
     pixels = round(imgsz * imgsz * views) + (tiles or 0) * (tile_px or 0) ** 2
     batch = config.batch or _fit_batch(count, pixels, device, config.memory_mb if zoom == "on" else None, say)
-    epochs = config.epochs if config.seconds is not None else config.epochs or _fit_epochs(count, pretrained)
+    epochs = None if config.seconds is not None else config.epochs or _fit_epochs(count, pretrained)
     return replace(
         config,
         model=model,
