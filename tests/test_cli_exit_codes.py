@@ -145,6 +145,8 @@ REFUSED = [
     "benchmark --imgsz 4",
     "benchmark --batch 0",
     "benchmark --rounds 0",
+    "benchmark --run runs/a --imgsz 64",
+    "benchmark --run runs/a --classes 3",
 ]
 EMPTY = [
     ("train", ""),
@@ -312,7 +314,8 @@ def test_bad_pictures_end_with_65_after_all_records(
     "line",
     ["--help", "--version", "train --help", "eval --help", "predict --help", "export --help", "benchmark --help",
      "predict a.jpg", "predict a.jpg --topk 1 --topk 3", "predict -- -rf", "predict a.jpg --format table",
-     "export", "export --json", "benchmark", "benchmark cnn --imgsz 32 --batch 1 --json"],
+     "export", "export --json", "benchmark", "benchmark cnn --imgsz 32 --batch 1 --json",
+     "benchmark cnn --run runs/a --imgsz 32 --classes 3"],
 )  # fmt: skip
 def test_what_works_exits_0(line: str, run: Run, fake: Fake) -> None:
     fake("predict", predictions(PREDICTION))

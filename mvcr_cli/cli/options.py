@@ -296,21 +296,24 @@ Models = Annotated[
 ]  # fmt: skip
 BenchmarkRun = Annotated[
     Path | None,
-    _file("--run", "-r", parser=partial(_path, "--run"), help="Benchmark this run instead of untrained models."),
-]
+    _file("--run", "-r", parser=partial(_path, "--run"),
+          help="Time this run, at its own size; beside it those MODELS alone that are named."),
+]  # fmt: skip
 BenchmarkData = Annotated[
     Path | None,
     _file("--data", parser=partial(_path, "--data"), help="Folder of pictures, to time the reading of them."),
 ]
 Sizes = Annotated[
     str,
-    typer.Option("--imgsz", parser=partial(config.parse_list, "--imgsz"), metavar="PX,PX", help="Sides to time."),
+    typer.Option(
+        "--imgsz", parser=partial(config.parse_list, "--imgsz"), metavar="PX,PX", help="Sides of MODELS to time."
+    ),
 ]
 Batches = Annotated[
     str,
     typer.Option("--batch", "-b", parser=partial(config.parse_list, "--batch"), metavar="N,N", help="Batch sizes."),
 ]
-Classes = Annotated[int, typer.Option("--classes", metavar="N", help="Classes of the models.")]
+Classes = Annotated[int, typer.Option("--classes", metavar="N", help="Classes of MODELS.")]
 Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="Timed repetitions.")]
 BenchmarkPrecision = Annotated[
     config.Precision,

@@ -110,6 +110,7 @@ class ExportConfig:
 class BenchmarkConfig:
     """`mvcr benchmark`. `models` empty and `run=None` benchmarks the default models.
 
+    `sizes` and `classes` are those of the models; a run has its own.
     `precision="auto"` is what the other commands do by default: fp32 to judge, and to train what `mvcr train` takes.
     """
 
@@ -137,3 +138,7 @@ class BenchmarkConfig:
         check(1 <= self.classes <= 100_000, "--classes", self.classes, "between 1 and 100,000")
         check(self.threads is None or 1 <= self.threads <= 1024, "--threads", self.threads, "between 1 and 1024")
         check_workers(self.workers)
+        if self.run is not None and not self.models:
+            for name, option in (("sizes", "--imgsz"), ("classes", "--classes")):
+                if getattr(self, name) != getattr(BenchmarkConfig, name):
+                    raise UsageError(f"{option} is for MODELS, and a run has its own", f"leave {option} out")
