@@ -78,7 +78,7 @@ Json = Annotated[bool, _talk_flag("--json", help="One JSON record a line on stdo
 Views = Annotated[
     str,
     typer.Option("--views", metavar="1|all|auto|SCALES",
-                 help="Look once (a plain ResNet's cost), through all scales, or until a view is sure; or through these"
+                 help="Look once (about a plain ResNet's cost), through all scales, or until a view is sure; or through these"
                       " scales, such as 2..1/4, of which the surest decides."),
 ]  # fmt: skip
 
@@ -275,8 +275,8 @@ FromTorch = Annotated[
 ExportViews = Annotated[
     str,
     typer.Option("--views", metavar="1|all|SCALES",
-                 help="The view at scale 1 alone (a plain ResNet's cost), or all scales; or these, such as 2..1/4, of which"
-                      " the surest decides."),
+                 help="The view at scale 1 alone (about a plain ResNet's cost), or all scales; or these, such as 2..1/4, of"
+                      " which the surest decides."),
 ]  # fmt: skip
 ExportFormat = Annotated[config.ExportFormat, typer.Option("--format", help="What to write.")]
 ExportOut = Annotated[

@@ -11,7 +11,7 @@ Three optional layers, each without effect at the start of a pretrained network:
 `SiftBranch` beside stage 2 of every view, and a `DetailBranch` that sees the whole picture while the trunk's view at
 scale 1 is half as large.
 
-The same weights can be looked through in three ways (`Look`): "1" is the view at scale 1 alone, at exactly a plain
+The same weights can be looked through in three ways (`Look`): "1" is the view at scale 1 alone, at about a plain
 ResNet's cost; "all" fuses every view; "auto" begins with the cheapest view and goes on only while no view is sure.
 """
 
