@@ -34,7 +34,7 @@ from mvcr_cli.engine import (
     silent,
 )
 from mvcr_cli.engine.evaluate import probabilities_of, tile_reader
-from mvcr_cli.engine.explain import activation_maps, draw_tiles, draw_views, for_panel, make_folder, save
+from mvcr_cli.engine.explain import draw_tiles, draw_views, for_panel, make_folder, save, seen_views
 from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.engine.views import network_looking
 from mvcr_cli.engine.zoom_step import Glimpse, look
@@ -212,10 +212,10 @@ class TorchPredictor:
         if not self._explains:
             return [Verdict(row) for row in rows]
         assert isinstance(self._network, MultiScaleResNet)
-        maps = activation_maps(self._network, x.to(self._device), rows.argmax(1))
+        seen = seen_views(self._network, x.to(self._device), rows.argmax(1))
         return [
-            Verdict(row, (), draw_views(ready.image, views, self._preprocess))
-            for ready, row, views in zip(group, rows, maps, strict=True)
+            Verdict(row, (), draw_views(ready.image, views, row, self.classes, self._preprocess))
+            for ready, row, views in zip(group, rows, seen, strict=True)
             if ready.image is not None
         ]
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from mvcr_cli.report.lettering import drawable as _drawable
-from mvcr_cli.report.lettering import load_font as _font
+from mvcr_cli.lettering import drawable as _drawable
+from mvcr_cli.lettering import load_font as _font
 
 Counts = npt.NDArray[np.int64]
 Colour = tuple[int, int, int]
