@@ -305,7 +305,7 @@ def test_every_format_parses_and_names_every_file(format_: str, run: Run, fake: 
     if format_ == "csv":
         rows = list(csv.reader(io.StringIO(out)))
         assert rows[0][:6] == ["path", "label", "probability", "width", "height", "error"]
-        assert {len(row) for row in rows} == {8}
+        assert {len(row) for row in rows} == {9}
         assert [row[5] for row in rows[1:]] == [""] * len(HOSTILE) + ["corrupt"]
         assert not any(row[0].startswith("=") for row in rows)
         return
@@ -313,6 +313,16 @@ def test_every_format_parses_and_names_every_file(format_: str, run: Run, fake: 
     kinds = ["prediction"] * len(HOSTILE) + ["error"]
     assert [entry["record"] for entry in records] == (kinds if format_ == "json" else [*kinds, "summary"])
     assert records[0]["path"] == HOSTILE[0]
+
+
+@pytest.mark.parametrize("format_", ["csv", "table"])
+def test_explanations_are_found(format_: str, run: Run, fake: Fake) -> None:
+    explained = dataclasses.replace(prediction("a.jpg"), explanation="why/a-1.png")
+    fake("predict", lambda config, **_: iter([explained, Problem(path="bad.jpg", code="corrupt")]))
+    _, out, err = run("predict", "d", "--explain", "why", "--format", format_)
+    assert "written: why\n" in err
+    if format_ == "csv":
+        assert [row["explanation"] for row in csv.DictReader(io.StringIO(out))] == ["why/a-1.png", ""]
 
 
 @pytest.mark.parametrize(("format_", "text"), [("json", "[]\n"), ("jsonl", ""), ("csv", "path,label")])
