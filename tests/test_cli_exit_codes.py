@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -28,8 +30,8 @@ PREDICTION = Prediction(
     path="a.jpg", label="cat", probability=0.9, topk=(Label(label="cat", probability=0.9),), width=4, height=3
 )
 EXPORT = ExportReport(
-    run="runs/a", file="a.onnx", format="onnx", megabytes=1.0, images=2, sizes=("32",), top1_agreement=1.0,
-    max_probability_difference=1e-7, tolerance=1e-4,
+    run="runs/a", file="a.onnx", files=("a.onnx", "a.encoder.onnx"), format="onnx", megabytes=1.0, images=2,
+    sizes=("32",), top1_agreement=1.0, max_probability_difference=1e-7, tolerance=1e-4,
 )  # fmt: skip
 ROW = BenchmarkRow(
     views="all",
@@ -133,6 +135,10 @@ REFUSED = [
     "export --format pickle",
     "export --images 0",
     "export --tolerance nan",
+    "export --format torch --out a.onnx",
+    "export --format onnx --out a.txt",
+    "export --format safetensors --out a.onnx",
+    "export --from-torch x.pt --out y.pt",
     "export --from-torch",
     "export --from-torch x.pt --run runs/a",
     "export --from-torch x.pt --format onnx",
@@ -325,6 +331,14 @@ def test_what_works_exits_0(line: str, run: Run, fake: Fake) -> None:
     assert code == 0
     assert out
     assert "Traceback" not in err
+
+
+def test_every_exported_file_is_named(run: Run, fake: Fake) -> None:
+    fake("export", lambda config, **_: EXPORT)
+    assert run("export")[1].startswith("a.onnx, a.encoder.onnx  onnx, 1.0 MB\n")
+    raw = dataclasses.replace(EXPORT, files=("caf\udce9.onnx",))
+    fake("export", lambda config, **_: raw)
+    assert json.loads(run("export", "--json")[1])["files"] == ["caf\\xe9.onnx"]
 
 
 def test_ten_thousand_paths_arrive(run: Run, fake: Fake) -> None:

@@ -204,7 +204,10 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         whole = export_module.write_whole
         patch.setattr(export_module, "write_whole", lambda path, raw: written.append(path.name) or whole(path, raw))
-        export(ExportConfig(run=run, out=target, images=4))
+        report = export(ExportConfig(run=run, out=target, images=4))
+    assert report.files == tuple(
+        str(target.parent / name) for name in ("net.onnx", "net.encoder.onnx", "net.finder.onnx")
+    )
     assert written[-1] == "net.onnx" and len(written) == 3  # the one that the others belong to comes last
     return target
 

@@ -282,7 +282,8 @@ ExportFormat = Annotated[config.ExportFormat, typer.Option("--format", help="Wha
 ExportOut = Annotated[
     Path | None,
     _file("--out", parser=partial(_path, "--out"),
-          help="File to write; beside the run's weights when left out, or in the current folder with --from-torch."),
+          help="File to write, .onnx, .pt2 or .safetensors as --format says; in the run's folder when left out, or in the"
+               " current one with --from-torch."),
 ]  # fmt: skip
 Images = Annotated[int, typer.Option("--images", metavar="N", help="Pictures of the check against the run.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", metavar="X", help="Largest difference of a probability.")]

@@ -105,7 +105,7 @@ def next_commands(run: str) -> str:
 def export(report: ExportReport) -> str:
     difference = f"{report.max_probability_difference:.1e} (allowed {report.tolerance:.0e})"
     return (
-        f"{display_name(report.file)}  {report.format}, {report.megabytes:,.1f} MB\n"
+        f"{', '.join(map(display_name, report.files))}  {report.format}, {report.megabytes:,.1f} MB\n"
         f"checked on {report.images:,} pictures at {', '.join(map(display_name, report.sizes))}:"
         f" same class for {percent(report.top1_agreement)}, probabilities differ by at most {difference}\n"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from mvcr_cli.config.checks import check_batch, check_imgsz, check_preset, check_seed, check_workers
 from mvcr_cli.config.commands import BenchmarkConfig, EvalConfig, ExportConfig, PredictConfig
 from mvcr_cli.config.constants import (
+    FORMAT_SUFFIXES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     LARGEST_CANVAS,
@@ -47,6 +48,7 @@ from mvcr_cli.config.parsing import (
 from mvcr_cli.config.training import AugmentConfig, TrainConfig
 
 __all__ = [
+    "FORMAT_SUFFIXES",
     "IMAGENET_MEAN", "IMAGENET_STD", "LARGEST_CANVAS", "MEBIBYTE", "MOST_READ_SECONDS", "MOST_SHRUNK", "PRESET_NAMES",
     "READ_SECONDS", "SACS_STAGES", "AugmentConfig", "Balance", "BenchmarkConfig", "Block", "Device", "EvalConfig",
     "ExportConfig", "ExportFormat", "Fit", "Layer", "Look", "ModelConfig", "Precision", "PredictConfig",

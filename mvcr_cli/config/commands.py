@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvcr_cli.config.checks import check, check_batch, check_imgsz, check_preset, check_workers
-from mvcr_cli.config.constants import MOST_SHRUNK, Device, ExportFormat, Precision
+from mvcr_cli.config.constants import FORMAT_SUFFIXES, MOST_SHRUNK, Device, ExportFormat, Precision
 from mvcr_cli.config.parsing import factor_text, parse_views
 from mvcr_cli.errors import UsageError
+from mvcr_cli.paths import display_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,12 @@ class ExportConfig:
         check(0 < self.tolerance < 1, "--tolerance", self.tolerance, "between 0 and 1")
         if self.from_torch is not None:
             self._check_conversion()
+        suffix = FORMAT_SUFFIXES[self.format]
+        if self.out is not None and self.out.suffix.lower() not in ("", suffix):
+            raise UsageError(
+                f"--out {display_name(self.out)}: --format {self.format} writes a {suffix} file",
+                f"write --out {display_name(self.out.with_suffix(suffix))}, or choose another --format",
+            )
 
     def _check_conversion(self) -> None:
         if self.format != "safetensors":
