@@ -274,9 +274,9 @@ def test_training_shows_epochs_on_stderr_and_one_record_on_stdout(run: Run, fake
     assert (
         err.count("epoch 1/2  step 10  64 px  loss 0.500  val 80.0 % (best 80.0 %)  100 images/s  1 min 10 s left") == 2
     )
-    _, out, _ = run("train", "d")
-    assert "mvcr eval --run 'runs/a b'\n" in out
-    assert "mvcr predict img.jpg --run 'runs/a b'\n" in out
+    _, out, err = run("train", "d")
+    assert out.count("\n") == 2 and "mvcr" not in out
+    assert "next: mvcr eval --run 'runs/a b'\n      mvcr predict img.jpg --run 'runs/a b'\n" in err
 
 
 def test_a_dry_run_has_no_result(run: Run, fake: Fake) -> None:

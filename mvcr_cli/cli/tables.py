@@ -96,10 +96,10 @@ def check(report: CheckReport) -> str:
     )
 
 
-def next_commands(run: str) -> str:
-    """What to do with a finished run."""
+def next_commands(run: str) -> tuple[str, ...]:
+    """What to do with a finished run, in lines."""
     quoted = shlex.quote(display_name(run))
-    return f"\nnext:\n  mvcr eval --run {quoted}\n  mvcr predict img.jpg --run {quoted}\n"
+    return f"next: mvcr eval --run {quoted}", f"      mvcr predict img.jpg --run {quoted}"
 
 
 def export(report: ExportReport) -> str:
