@@ -74,6 +74,8 @@ REFUSED = [
     "train d --split 0",
     "train d --split 1",
     "train d --split nan",
+    "train d --split 0.1 --val v",
+    "train d --zoom off --memory 2G",
     "train d --time soon",
     "train d --time 3m --epochs 5",
     "train d --time 1s",

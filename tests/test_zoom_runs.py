@@ -101,6 +101,8 @@ def test_settings_of_tiles_that_auto_would_not_use_are_refused(data, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="--mixup"):
         zoom_mode(TrainConfig(data=Path("d"), tile_px=64, augment=AugmentConfig(mixup=0.2)), 5000, 128)
+    with pytest.raises(UsageError, match="--memory"):
+        zoom_mode(TrainConfig(data=Path("d"), memory_mb=2048), 500, 128)
 
 
 def test_a_zoom_that_the_recipe_prevents_is_said(data, tmp_path, monkeypatch):

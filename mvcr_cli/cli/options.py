@@ -90,7 +90,12 @@ TrainData = Annotated[
 ]  # fmt: skip
 Val = Annotated[Path | None, _file("--val", parser=partial(_path, "--val"), help="Validation folder elsewhere.")]
 Split = Annotated[
-    float, typer.Option("--split", metavar="SHARE", help="Share of each class that validates, without a val folder.")
+    float,
+    typer.Option(
+        "--split",
+        metavar="SHARE",
+        help="Share of each class that validates, where DATA has no val folder; not beside --val.",
+    ),
 ]
 Name = Annotated[
     str | None, typer.Option("--name", metavar="NAME", show_default=False, help="The run goes to runs/NAME.")
@@ -128,7 +133,7 @@ Scales = Annotated[
 
 Layers = Annotated[
     Any,
-    _model("--layers", parser=config.parse_layers, metavar="LIST", show_default=False,
+    _model("--layers", parser=config.parse_layers, metavar="LIST", show_default="blur,gem,heads; none for resnet",
            help="The optional layers, or none: blur, gem, heads (mvcr's own), max (pools in the place of gem), sacs"
                 " (scale-aware convolutions), detail (a thin branch sees --imgsz, the trunk half of it), sift (dense"
                 " RootSIFT)."),
@@ -182,7 +187,13 @@ Unsure = Annotated[
 ]
 Distill = Annotated[float, _recipe("--distill", metavar="X", help="Weight of the views' agreement; 0 is off.")]
 Ema = Annotated[float, _recipe("--ema", metavar="X", help="Decay of the averaged weights; 0 is off.")]
-Balance = Annotated[config.Balance, _recipe("--balance", help="Make up for rare classes.")]
+Balance = Annotated[
+    config.Balance,
+    _recipe(
+        "--balance",
+        help="Make up for rare classes; auto where the largest has over 5 times as many pictures as the smallest.",
+    ),
+]
 NoProgressive = Annotated[
     bool, _recipe_flag("--no-progressive", help="Full size from the start, not half and growing.")
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mvcr_cli.config import MEBIBYTE, Layer, Stem, TrainConfig, ZoomMode
+from mvcr_cli.config import MEBIBYTE, ZOOM_SETTINGS, Layer, Stem, TrainConfig, ZoomMode
 from mvcr_cli.data.folder import (
     WARNINGS,
     Sample,
@@ -178,10 +178,10 @@ def zoom_mode(config: TrainConfig, longer: int, imgsz: int) -> ZoomMode:
     hindrance = config.zoom_hindrance
     if is_large(longer, imgsz) and hindrance is None:
         return "on"
-    if config.tiles or config.tile_px:
+    if config.has_zoom_settings:
         raise UsageError(
-            f"--tiles and --tile-px are settings of --zoom, which does not go with {hindrance}" if hindrance else
-            f"--tiles and --tile-px are settings of --zoom, which is off for pictures of {longer} px at --imgsz {imgsz}",
+            f"{ZOOM_SETTINGS} are settings of --zoom, which does not go with {hindrance}" if hindrance else
+            f"{ZOOM_SETTINGS} are settings of --zoom, which is off for pictures of {longer} px at --imgsz {imgsz}",
             "leave them out" if hindrance else "leave them out, or zoom nevertheless: --zoom on",
         )  # fmt: skip
     return "off"
