@@ -269,6 +269,17 @@ def test_a_dry_run_writes_nothing(data, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_refuses_the_folder_that_training_would_refuse(data, begun, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.txt").touch()
+    for folder in (begun, tmp_path / "photos"):
+        before = fingerprint(folder)
+        with pytest.raises(CannotCreate):
+            list(train(settings(data, folder, dry_run=True)))
+        assert fingerprint(folder) == before
+    assert list(train(settings(data, begun, dry_run=True, resume=True)))
+
+
 def test_runs_without_a_name_get_numbers(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ends = [trained(data, None, epochs=1, model="resnet10n")[1] for _ in range(2)]
