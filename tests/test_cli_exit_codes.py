@@ -231,6 +231,7 @@ def test_unusable_command_lines_exit_2_before_any_engine_is_imported(
         (("train", "d", "--epoch", "3"), "--epochs"),
         (("train", "d", "--model", "mvcr81"), "mvcr18"),
         (("train", "d", "--epochs", "0"), "between 1 and 100,000"),
+        (("train", "d", "--time", "3"), "--time is 3s"),
         (("train", "d", "--nonsense"), "mvcr train --help"),
     ],
 )
@@ -320,8 +321,8 @@ def test_bad_pictures_end_with_65_after_all_records(
 
 @pytest.mark.parametrize(
     "line",
-    ["--help", "--version", "train --help", "eval --help", "predict --help", "export --help", "benchmark --help",
-     "predict a.jpg", "predict a.jpg --topk 1 --topk 3", "predict -- -rf", "predict a.jpg --format table",
+    ["--help", "-h", "benchmark -h", "--version", "train --help", "eval --help", "predict --help", "export --help",
+     "benchmark --help", "predict a.jpg", "predict a.jpg --topk 1 --topk 3", "predict -- -rf", "predict a.jpg --format table",
      "export", "export --json", "benchmark", "benchmark cnn --imgsz 32 --batch 1 --json",
      "benchmark cnn --run runs/a --imgsz 32 --classes 3"],
 )  # fmt: skip

@@ -40,7 +40,10 @@ EXAMPLES = """Examples:
   mvcr predict img.jpg | jq .        # one JSON line a picture
   mvcr export --format onnx          # a file, checked against the run"""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", epilog=EXAMPLES)
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(predict)

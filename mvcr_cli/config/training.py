@@ -147,7 +147,7 @@ class TrainConfig:
             )
         check_imgsz(self.imgsz)
         check(self.epochs is None or 1 <= self.epochs <= 100_000, "--epochs", self.epochs, "between 1 and 100,000")
-        check(self.seconds is None or 5 <= self.seconds <= 10**8, "--time", self.seconds, "at least 5s")
+        check(self.seconds is None or 5 <= self.seconds <= 10**8, "--time", f"{self.seconds or 0:g}s", "at least 5s")
         if self.epochs is not None and self.seconds is not None:
             raise UsageError("--time and --epochs both say when the run ends", "give one of them")
         check(self.batch is None or 2 <= self.batch <= 65_536, "--batch", self.batch, "auto, or between 2 and 65,536")
