@@ -118,6 +118,22 @@ def test_a_benchmark_table_keeps_one_line_a_row_in_80_columns() -> None:
     assert [line.split()[:2] for line in lines if "12,346" in line] == [["resnet10n", "all"], ["resnet10n", "auto"]]
 
 
+def test_one_is_singular() -> None:
+    one = dataclasses.replace(TRAINED, steps=1, train_images=1, val_images=1200)
+    shown = tables.training(one)
+    assert "on 1,200 validation pictures," in shown and "1 training picture, 1 skipped, 1 step, 2.0 s" in shown
+
+
+@pytest.mark.parametrize("code", ["unknown_format", "too_many_pixels", "out_of_memory"])
+def test_an_error_code_keeps_its_line_in_80_columns(code: str) -> None:
+    console = Console(width=80, file=io.StringIO())
+    console.print(
+        tables.prediction_row(Problem(path="a/long/path/of/some/picture/0001.jpg", code=code, detail="x " * 40))
+    )
+    assert isinstance(console.file, io.StringIO)
+    assert code in console.file.getvalue()
+
+
 def prediction(path: str, label: str = "cat") -> Prediction:
     topk = (Label(label=label, probability=0.75), Label(label="[dog]", probability=0.25))
     return Prediction(path=path, label=label, probability=0.75, topk=topk, width=40, height=30)
@@ -140,8 +156,8 @@ def evaluation(labels: tuple[str, ...] = ("cat", "dog")) -> tuple[EvalReport, li
 
 @pytest.mark.parametrize(
     "argv",
-    [["--help"], ["--version"], ["train", "--help"], ["train", "d", "--epochs", "-1"], ["train", "d", "--model", "x"],
-     ["predict"], ["benchmark", "mvcr99"]],
+    [["--help"], ["-h"], ["--version"], ["train", "--help"], ["train", "-h"], ["train", "d", "--epochs", "-1"],
+     ["train", "d", "--model", "x"], ["predict"], ["benchmark", "mvcr99"]],
 )  # fmt: skip
 def test_help_and_refusals_import_nothing_heavy(argv: list[str]) -> None:
     done = subprocess.run(

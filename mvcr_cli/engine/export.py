@@ -101,7 +101,7 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
         format=config.format,
         megabytes=sum(map(len, files.values())) / 1e6,
         images=len(parity.sizes),
-        sizes=tuple(sorted({f"{width}x{height}" for width, height in parity.sizes})[:20]),
+        sizes=tuple(f"{width}x{height}" for width, height in sorted(set(parity.sizes))[:20]),
         top1_agreement=parity.same / len(parity.sizes),
         max_probability_difference=parity.difference,
         tolerance=config.tolerance,
