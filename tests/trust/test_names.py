@@ -143,7 +143,7 @@ def test_csv_parses_and_starts_no_formula(place: Place) -> None:
     done = place.forks.run("predict", "data", "--run", "runs/done", "--workers", "1", "--format", "csv", cwd=place.root)
     rows = list(csv.reader(io.StringIO(done.out.decode())))
     assert len(rows) == 1 + len(expected_paths(place))
-    assert {len(row) for row in rows} == {8}
+    assert {len(row) for row in rows} == {9}
     assert {row[1] for row in rows[1:]}
     assert not [cell for row in rows for cell in row if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
     assert len(done.out.decode().split("\n")) == len(rows) + 1
