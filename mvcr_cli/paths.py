@@ -36,6 +36,11 @@ def cache_dir() -> Path:
     return Path(home) if home else user_cache_path("mvcr")
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 step`, `1,200 steps`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def display_name(name: str | os.PathLike[str], limit: int = 200) -> str:
     """Any path or class name as one printable line, for people.
 

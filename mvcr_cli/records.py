@@ -262,10 +262,14 @@ class ScaleCurveReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """An exported file and the proof that it does what the run does."""
+    """An exported file and the proof that it does what the run does.
+
+    `files` are all that were written: those of a network that zooms belong together, and `file` is the one to name.
+    """
 
     run: str
     file: str
+    files: tuple[str, ...]
     format: str
     megabytes: float
     images: int
@@ -361,4 +365,6 @@ def _plain(value: Any) -> Any:
     """Text fields may carry undecodable bytes from file names; JSON may not."""
     if isinstance(value, str):
         return json_path(value)["path"]
+    if isinstance(value, tuple) and value and isinstance(value[0], str):
+        return tuple(map(_plain, value))
     return value

@@ -40,6 +40,9 @@ SMALL = BenchmarkConfig(
 )
 
 QUICK = replace(SMALL, models=("cnn",))
+OF_A_RUN = replace(
+    SMALL, models=(), sizes=BenchmarkConfig.sizes, classes=BenchmarkConfig.classes, batches=(1,), rounds=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_only_a_model_with_a_twin_is_compared(rows: list[BenchmarkRow]) -> None:
 def test_a_plain_resnet_of_several_views_is_not_compared_with_itself(tmp_path: Path) -> None:
     config = replace(config_for("resnet10n", 2), scales=(1.0, 0.5))
     untrained(config, Preprocess(size=96)).save(tmp_path / "two.safetensors")
-    found = benchmark(replace(SMALL, models=(), run=tmp_path / "two.safetensors", sizes=(), batches=(1,), train=False))
+    found = benchmark(replace(OF_A_RUN, run=tmp_path / "two.safetensors", train=False))
     assert [row.relative_time for row in found if isinstance(row, BenchmarkRow)] == [None] * 3
 
 
@@ -189,7 +192,7 @@ def test_a_run_is_timed_as_it_is_beside_its_twin(tmp_path: Path) -> None:
     config = config_for("mvcr10n", 5, scales=(1.0, 0.5, 0.25))
     weights = tmp_path / "best.safetensors"
     untrained(config, Preprocess(size=40)).save(weights)
-    own, twin = benchmark(replace(SMALL, models=(), run=weights, batches=(2,), rounds=1))
+    own, twin = benchmark(replace(OF_A_RUN, run=weights))
     assert isinstance(own, BenchmarkRow)
     assert isinstance(twin, BenchmarkRow)
     assert (own.model, own.size_px, own.parameters) == ("mvcr10n", 40, parameter_count(build(config)))

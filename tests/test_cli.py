@@ -118,6 +118,22 @@ def test_a_benchmark_table_keeps_one_line_a_row_in_80_columns() -> None:
     assert [line.split()[:2] for line in lines if "12,346" in line] == [["resnet10n", "all"], ["resnet10n", "auto"]]
 
 
+def test_one_is_singular() -> None:
+    one = dataclasses.replace(TRAINED, steps=1, train_images=1, val_images=1200)
+    shown = tables.training(one)
+    assert "on 1,200 validation pictures," in shown and "1 training picture, 1 skipped, 1 step, 2.0 s" in shown
+
+
+@pytest.mark.parametrize("code", ["unknown_format", "too_many_pixels", "out_of_memory"])
+def test_an_error_code_keeps_its_line_in_80_columns(code: str) -> None:
+    console = Console(width=80, file=io.StringIO())
+    console.print(
+        tables.prediction_row(Problem(path="a/long/path/of/some/picture/0001.jpg", code=code, detail="x " * 40))
+    )
+    assert isinstance(console.file, io.StringIO)
+    assert code in console.file.getvalue()
+
+
 def prediction(path: str, label: str = "cat") -> Prediction:
     topk = (Label(label=label, probability=0.75), Label(label="[dog]", probability=0.25))
     return Prediction(path=path, label=label, probability=0.75, topk=topk, width=40, height=30)
@@ -140,8 +156,8 @@ def evaluation(labels: tuple[str, ...] = ("cat", "dog")) -> tuple[EvalReport, li
 
 @pytest.mark.parametrize(
     "argv",
-    [["--help"], ["--version"], ["train", "--help"], ["train", "d", "--epochs", "-1"], ["train", "d", "--model", "x"],
-     ["predict"], ["benchmark", "mvcr99"]],
+    [["--help"], ["-h"], ["--version"], ["train", "--help"], ["train", "-h"], ["train", "d", "--epochs", "-1"],
+     ["train", "d", "--model", "x"], ["predict"], ["benchmark", "mvcr99"]],
 )  # fmt: skip
 def test_help_and_refusals_import_nothing_heavy(argv: list[str]) -> None:
     done = subprocess.run(
@@ -274,9 +290,9 @@ def test_training_shows_epochs_on_stderr_and_one_record_on_stdout(run: Run, fake
     assert (
         err.count("epoch 1/2  step 10  64 px  loss 0.500  val 80.0 % (best 80.0 %)  100 images/s  1 min 10 s left") == 2
     )
-    _, out, _ = run("train", "d")
-    assert "mvcr eval --run 'runs/a b'\n" in out
-    assert "mvcr predict img.jpg --run 'runs/a b'\n" in out
+    _, out, err = run("train", "d")
+    assert out.count("\n") == 2 and "mvcr" not in out
+    assert "next: mvcr eval --run 'runs/a b'\n      mvcr predict img.jpg --run 'runs/a b'\n" in err
 
 
 def test_a_dry_run_has_no_result(run: Run, fake: Fake) -> None:
@@ -305,7 +321,7 @@ def test_every_format_parses_and_names_every_file(format_: str, run: Run, fake: 
     if format_ == "csv":
         rows = list(csv.reader(io.StringIO(out)))
         assert rows[0][:6] == ["path", "label", "probability", "width", "height", "error"]
-        assert {len(row) for row in rows} == {8}
+        assert {len(row) for row in rows} == {9}
         assert [row[5] for row in rows[1:]] == [""] * len(HOSTILE) + ["corrupt"]
         assert not any(row[0].startswith("=") for row in rows)
         return
@@ -313,6 +329,16 @@ def test_every_format_parses_and_names_every_file(format_: str, run: Run, fake: 
     kinds = ["prediction"] * len(HOSTILE) + ["error"]
     assert [entry["record"] for entry in records] == (kinds if format_ == "json" else [*kinds, "summary"])
     assert records[0]["path"] == HOSTILE[0]
+
+
+@pytest.mark.parametrize("format_", ["csv", "table"])
+def test_explanations_are_found(format_: str, run: Run, fake: Fake) -> None:
+    explained = dataclasses.replace(prediction("a.jpg"), explanation="why/a-1.png")
+    fake("predict", lambda config, **_: iter([explained, Problem(path="bad.jpg", code="corrupt")]))
+    _, out, err = run("predict", "d", "--explain", "why", "--format", format_)
+    assert "written: why\n" in err
+    if format_ == "csv":
+        assert [row["explanation"] for row in csv.DictReader(io.StringIO(out))] == ["why/a-1.png", ""]
 
 
 @pytest.mark.parametrize(("format_", "text"), [("json", "[]\n"), ("jsonl", ""), ("csv", "path,label")])

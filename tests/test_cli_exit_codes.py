@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -28,8 +30,8 @@ PREDICTION = Prediction(
     path="a.jpg", label="cat", probability=0.9, topk=(Label(label="cat", probability=0.9),), width=4, height=3
 )
 EXPORT = ExportReport(
-    run="runs/a", file="a.onnx", format="onnx", megabytes=1.0, images=2, sizes=("32",), top1_agreement=1.0,
-    max_probability_difference=1e-7, tolerance=1e-4,
+    run="runs/a", file="a.onnx", files=("a.onnx", "a.encoder.onnx"), format="onnx", megabytes=1.0, images=2,
+    sizes=("32",), top1_agreement=1.0, max_probability_difference=1e-7, tolerance=1e-4,
 )  # fmt: skip
 ROW = BenchmarkRow(
     views="all",
@@ -72,7 +74,10 @@ REFUSED = [
     "train d --split 0",
     "train d --split 1",
     "train d --split nan",
+    "train d --split 0.1 --val v",
+    "train d --zoom off --memory 2G",
     "train d --time soon",
+    "train d --time 3m --epochs 5",
     "train d --time 1s",
     "train d --scales 1/2",
     "train d --scales 1,x",
@@ -132,6 +137,10 @@ REFUSED = [
     "export --format pickle",
     "export --images 0",
     "export --tolerance nan",
+    "export --format torch --out a.onnx",
+    "export --format onnx --out a.txt",
+    "export --format safetensors --out a.onnx",
+    "export --from-torch x.pt --out y.pt",
     "export --from-torch",
     "export --from-torch x.pt --run runs/a",
     "export --from-torch x.pt --format onnx",
@@ -144,6 +153,8 @@ REFUSED = [
     "benchmark --imgsz 4",
     "benchmark --batch 0",
     "benchmark --rounds 0",
+    "benchmark --run runs/a --imgsz 64",
+    "benchmark --run runs/a --classes 3",
 ]
 EMPTY = [
     ("train", ""),
@@ -220,6 +231,7 @@ def test_unusable_command_lines_exit_2_before_any_engine_is_imported(
         (("train", "d", "--epoch", "3"), "--epochs"),
         (("train", "d", "--model", "mvcr81"), "mvcr18"),
         (("train", "d", "--epochs", "0"), "between 1 and 100,000"),
+        (("train", "d", "--time", "3"), "--time is 3s"),
         (("train", "d", "--nonsense"), "mvcr train --help"),
     ],
 )
@@ -309,9 +321,10 @@ def test_bad_pictures_end_with_65_after_all_records(
 
 @pytest.mark.parametrize(
     "line",
-    ["--help", "--version", "train --help", "eval --help", "predict --help", "export --help", "benchmark --help",
-     "predict a.jpg", "predict a.jpg --topk 1 --topk 3", "predict -- -rf", "predict a.jpg --format table",
-     "export", "export --json", "benchmark", "benchmark cnn --imgsz 32 --batch 1 --json"],
+    ["--help", "-h", "benchmark -h", "--version", "train --help", "eval --help", "predict --help", "export --help",
+     "benchmark --help", "predict a.jpg", "predict a.jpg --topk 1 --topk 3", "predict -- -rf", "predict a.jpg --format table",
+     "export", "export --json", "benchmark", "benchmark cnn --imgsz 32 --batch 1 --json",
+     "benchmark cnn --run runs/a --imgsz 32 --classes 3"],
 )  # fmt: skip
 def test_what_works_exits_0(line: str, run: Run, fake: Fake) -> None:
     fake("predict", predictions(PREDICTION))
@@ -321,6 +334,14 @@ def test_what_works_exits_0(line: str, run: Run, fake: Fake) -> None:
     assert code == 0
     assert out
     assert "Traceback" not in err
+
+
+def test_every_exported_file_is_named(run: Run, fake: Fake) -> None:
+    fake("export", lambda config, **_: EXPORT)
+    assert run("export")[1].startswith("a.onnx, a.encoder.onnx  onnx, 1.0 MB\n")
+    raw = dataclasses.replace(EXPORT, files=("caf\udce9.onnx",))
+    fake("export", lambda config, **_: raw)
+    assert json.loads(run("export", "--json")[1])["files"] == ["caf\\xe9.onnx"]
 
 
 def test_ten_thousand_paths_arrive(run: Run, fake: Fake) -> None:

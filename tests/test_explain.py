@@ -15,11 +15,12 @@ from small_run import shapes
 from mvcr_cli.config import PredictConfig
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine.contenders import untrained
-from mvcr_cli.engine.explain import PANEL, activation_maps, for_panel
+from mvcr_cli.engine.explain import PANEL, SeenView, draw_views, for_panel, seen_views
 from mvcr_cli.engine.predict import predict
 from mvcr_cli.errors import CannotCreate, UsageError
 from mvcr_cli.models import TRUNKS, build, config_for
 from mvcr_cli.models.mvcr import MultiScaleResNet
+from mvcr_cli.models.scale_set import sureness
 from mvcr_cli.records import Prediction
 
 
@@ -55,8 +56,8 @@ def test_the_maps_are_of_the_features_that_the_verdict_comes_from(options):
         decided, seen = list(seen), []
         network.layer4[-1]._forward_hooks.clear()  # type: ignore[index,operator,union-attr]
         network.layer4[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))  # type: ignore[index,operator,union-attr]
-        maps = activation_maps(network, x, np.array([0, 2]))
-    assert [len(of) for of in maps] == [len(decided)] * 2
+        views = seen_views(network, x, np.array([0, 2]))
+    assert [len(of) for of in views] == [len(decided)] * 2
     assert len(decided) == len(seen) and all(map(torch.equal, decided, seen))
 
 
@@ -90,3 +91,44 @@ def test_a_picture_waits_for_its_explanation_no_larger_than_it_is_shown():
     for size in ((40, 30), (1500, 900), (5000, 3), (2048, 4096)):
         kept = for_panel(Image.new("RGB", size))
         assert min(max(size), PANEL) <= max(kept.size) < 2 * PANEL
+
+
+@pytest.mark.parametrize("look", ["1", "all", "auto"])
+@pytest.mark.parametrize("surest", [False, True])
+def test_views_count_as_much_as_the_verdict_is_made_of_them(look, surest):
+    network, x = a_network(look, scales=(2.0, 1.0, 0.5)), torch.randn(6, 3, 96, 96)
+    assert network.fusion is not None
+    network.fusion.surest = surest
+    views = network.views_at(96)[: 1 if look == "1" else None]
+    with torch.no_grad():
+        logits = [network.look_at(x, view).float() for view in views]
+        network.sure = float(sureness(logits[-1]).median())  # the cheapest view is sure of half of the pictures
+        shares = network.shares(logits, views)
+        assert torch.isnan(shares).any() == (look == "auto")
+        verdict = (shares.nan_to_num()[..., None] * torch.stack(logits)).sum(0)
+        torch.testing.assert_close(verdict, network(x))
+    torch.testing.assert_close(shares.nan_to_num().sum(0), torch.ones(6))
+    seen = seen_views(network, x, np.zeros(6, np.int64))
+    assert [len(of) for of in seen] == (~torch.isnan(shares)).sum(0).tolist()
+
+
+def test_a_view_that_does_not_count_has_no_heat():
+    picture, hot = Image.new("RGB", (64, 64), (90, 90, 90)), np.ones((32, 32), np.float32)
+    views = [SeenView(1.0, 0.8, 0, 0.9, hot), SeenView(0.5, 0.4, 1, 0.6, hot), SeenView(0.25, 0.0, 1, 1.0, hot)]
+    sheet = draw_views(picture, views, np.array([0.9, 0.1]), ("cat", "dog"), Preprocess(size=32))
+    plain, full, half, none = (
+        np.asarray(sheet)[PANEL // 2, column * sheet.width // 4 + PANEL // 2].astype(int) for column in range(4)
+    )
+    assert (none == plain).all()
+    assert 0 < np.abs(half - plain).sum() < np.abs(full - plain).sum()
+
+
+def test_panels_of_every_shape_have_their_captions():
+    for size in ((40, 30), (3, 900), (900, 3)):
+        view = SeenView(1.0, 1.0, 0, 0.9, np.zeros((32, 32), np.float32))
+        sheet = draw_views(
+            Image.new("RGB", size), [view], np.array([0.9]), ("a long name of a class",), Preprocess(size=32)
+        )
+        below = np.asarray(sheet)[round(PANEL * size[1] / max(size)) + 1 :]
+        assert all((half > 0).any() for half in np.array_split(below, 2, axis=1))
+        assert not below[:, [0, -1]].any()

@@ -80,6 +80,9 @@ def test_models_of_one_view_are_exported_too(name: str) -> None:
 
 def test_onnx_file_is_self_contained_and_described(run: Path) -> None:
     report = export(ExportConfig(run=run))
+    assert [int(size.split("x")[0]) for size in report.sizes] == sorted(
+        int(size.split("x")[0]) for size in report.sizes
+    )
     model = onnx.load(report.file, load_external_data=False)
     assert Path(report.file).stat().st_size == pytest.approx(report.megabytes * 1e6)
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [18]

@@ -20,7 +20,7 @@ from mvcr_cli.config import ModelConfig, PredictConfig
 from mvcr_cli.data.images import load_rgb
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine.predict import expand, predict
-from mvcr_cli.errors import CheckpointError, InputMissing
+from mvcr_cli.errors import CheckpointError, InputMissing, UsageError
 from mvcr_cli.models import build
 from mvcr_cli.records import Prediction, Problem
 
@@ -201,6 +201,26 @@ def test_expanding_reads_stdin_only_where_it_is_named(tmp_path):
         "two.png",
         "b.png",
     ]
+
+
+def test_progress_knows_how_many_files_there_will_be(weights, pictures):
+    files = sorted(map(str, (pictures / "circle").iterdir()))[:2]
+    totals: list[int | None] = []
+
+    def track(items, *, total, label):
+        totals.append(total)
+        return iter(items)
+
+    for inputs in (files, [*files, "gone.png"], [*files, str(pictures)], [*files, "*.png"], [*files, "-"]):
+        list(predict(PredictConfig(inputs=tuple(inputs), run=weights, device="cpu", workers=1), track=track))
+    assert totals == [2, 3, None, None, None]
+
+
+@pytest.mark.parametrize("change", [{"views": "auto"}, {"explain": Path("why")}])
+def test_what_an_exported_file_cannot_do_is_a_wrong_option(change, tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"")
+    with pytest.raises(UsageError):
+        list(predict(PredictConfig(inputs=("a.png",), run=tmp_path / "a.onnx", **change)))
 
 
 def test_a_folder_without_pictures_or_permission_is_one_record_and_the_rest_goes_on(

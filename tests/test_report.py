@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mvcr_cli import config, records
 from mvcr_cli.engine import metrics
 from mvcr_cli.errors import CheckpointError, InputMissing
 from mvcr_cli.paths import display_name
 from mvcr_cli.report.html import POLICY, write_report
-from mvcr_cli.report.plots import confusion_png
+from mvcr_cli.report.plots import _numbers, confusion_png
 from mvcr_cli.report.run_files import read_run
 from mvcr_cli.report.sections import data as data_section
 from mvcr_cli.report.svg import Series, line_chart
@@ -218,6 +219,31 @@ def test_names_no_folder_and_no_user(run):
     assert "dog.jpg = dog.jpg" in page.text
 
 
+def test_findings_begin_at_the_class_whatever_the_data_are_called(run):
+    values = json.loads((run / "config.json").read_text())
+    text = "pictures with two labels: 1, for example a b/cat/1.jpg = a b/a/2.jpg"
+    values["findings"] = [{"code": "conflict", "count": 1, "detail": text}]
+    values["train"] |= {"data": "a b", "val": "a"}
+    (run / "config.json").write_text(json.dumps(values))
+    _, page = report_of(run)
+    told = "The same pictures have two labels, and one of them is wrong. For example cat/1.jpg = a/2.jpg"
+    assert told in page.text and "pictures with two labels: " not in page.text
+
+
+def test_commands_name_the_run(run, tmp_path):
+    for folder, option in (("runs/r1", "runs/r1"), ("deep/down/r1", "PATH/TO/r1")):
+        shutil.copytree(run, tmp_path / "other" / folder)
+        _, page = report_of(tmp_path / "other" / folder)
+        assert f"mvcr predict img.jpg --run {option}" in page.text
+
+
+def test_f1_has_one_form(run):
+    report = evaluation(["cat", "dog"])
+    (run / "eval.json").write_text(json.dumps(records.record(report)))
+    _, page = report_of(run)
+    assert all(f"{one.f1:.3f}" in page.text for one in report.classes)
+
+
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
@@ -328,6 +354,16 @@ def test_confusion_png_of_any_size_is_a_clean_picture(classes):
     assert (image.format, image.mode) == ("PNG", "RGB")
     assert image.info == {}
     assert max(image.size) < 2600
+
+
+def test_confusion_png_leaves_empty_cells_empty():
+    counts = np.array([[9, 0], [0, 9]])
+    page = Image.new("RGB", (200, 200), "white")
+    _numbers(ImageDraw.Draw(page), counts, 100, 0, 0)
+    ink = np.asarray(page).min(2) < 255
+    assert not ink[:100, 100:].any() and not ink[100:, :100].any()
+    _numbers(ImageDraw.Draw(page), counts + 1, 100, 0, 0)
+    assert (np.asarray(page).min(2) < 255)[:100, 100:].any()
 
 
 def test_confusion_png_shades_by_share_of_the_row():

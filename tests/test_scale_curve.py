@@ -283,6 +283,15 @@ def test_pictures_that_the_other_run_learned_from_are_said(run, larger):
     assert (report.curve.trained_on, report.against.trained_on) == (0, sum(digest in learned for digest in asked))
 
 
+def test_what_two_runs_have_in_common_is_said_once(run):
+    said: list[str] = []
+    trained = Path(json.loads((run / "split.json").read_text())["root"])
+    scale_curve(
+        EvalConfig(data=trained, run=run, against=run, scales=(0.5, 1.0), device="cpu", workers=1), say=said.append
+    )
+    assert len(said) == len(set(said)) == 1
+
+
 def test_a_picture_that_is_bad_counts_at_no_scale(run, other, tmp_path):
     bad = shutil.copytree(other, tmp_path / "bad")
     whole = (bad / "square" / "large.jpg").read_bytes()

@@ -269,6 +269,17 @@ def test_a_dry_run_writes_nothing(data, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_refuses_the_folder_that_training_would_refuse(data, begun, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.txt").touch()
+    for folder in (begun, tmp_path / "photos"):
+        before = fingerprint(folder)
+        with pytest.raises(CannotCreate):
+            list(train(settings(data, folder, dry_run=True)))
+        assert fingerprint(folder) == before
+    assert list(train(settings(data, begun, dry_run=True, resume=True)))
+
+
 def test_runs_without_a_name_get_numbers(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ends = [trained(data, None, epochs=1, model="resnet10n")[1] for _ in range(2)]
@@ -535,7 +546,7 @@ def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 CONTRADICTIONS: list[dict[str, Any]] = [
     {"lr": 0.5}, {"epochs": 3}, {"batch": 4}, {"model": "resnet10n"}, {"imgsz": 96}, {"seed": 1}, {"ema": 0.5},
     {"augment": AugmentConfig(crop=0.9)}, {"scales": (1.0,)}, {"accumulate": 2}, {"precision": "bf16"},
-    {"seconds": 60.0}, {"fit": "stretch"}, {"progressive": False}, {"split": 0.5},
+    {"epochs": None, "seconds": 60.0}, {"fit": "stretch"}, {"progressive": False}, {"split": 0.5},
 ]  # fmt: skip
 
 

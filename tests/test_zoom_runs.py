@@ -101,6 +101,8 @@ def test_settings_of_tiles_that_auto_would_not_use_are_refused(data, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="--mixup"):
         zoom_mode(TrainConfig(data=Path("d"), tile_px=64, augment=AugmentConfig(mixup=0.2)), 5000, 128)
+    with pytest.raises(UsageError, match="--memory"):
+        zoom_mode(TrainConfig(data=Path("d"), memory_mb=2048), 500, 128)
 
 
 def test_a_zoom_that_the_recipe_prevents_is_said(data, tmp_path, monkeypatch):
@@ -204,7 +206,10 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         whole = export_module.write_whole
         patch.setattr(export_module, "write_whole", lambda path, raw: written.append(path.name) or whole(path, raw))
-        export(ExportConfig(run=run, out=target, images=4))
+        report = export(ExportConfig(run=run, out=target, images=4))
+    assert report.files == tuple(
+        str(target.parent / name) for name in ("net.onnx", "net.encoder.onnx", "net.finder.onnx")
+    )
     assert written[-1] == "net.onnx" and len(written) == 3  # the one that the others belong to comes last
     return target
 

@@ -38,9 +38,12 @@ EXAMPLES = """Examples:
   mvcr train ./data --time 3m        # as good as three minutes allow
   mvcr eval                          # the newest run on its validation pictures
   mvcr predict img.jpg | jq .        # one JSON line a picture
-  mvcr export --format onnx          # one file, checked against the run"""
+  mvcr export --format onnx          # a file, checked against the run"""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", epilog=EXAMPLES)
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(predict)

@@ -21,7 +21,7 @@ def export(
     overwrite: o.Overwrite = ExportConfig.overwrite,
     json: o.Json = False,
 ) -> None:
-    """Write a run as one file, checked against the run; or convert a torch file to weights for training."""
+    """Write a run as a file, or three where it zooms, checked against the run; or convert a torch file to weights."""
     # --format has a default for runs; a torch file has one format.
     only = {} if from_torch is None or was_given(ctx, "format") else {"format": "safetensors"}
     config = config_of(ExportConfig, ctx, **only)

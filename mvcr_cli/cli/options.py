@@ -78,7 +78,7 @@ Json = Annotated[bool, _talk_flag("--json", help="One JSON record a line on stdo
 Views = Annotated[
     str,
     typer.Option("--views", metavar="1|all|auto|SCALES",
-                 help="Look once (a plain ResNet's cost), through all scales, or until a view is sure; or through these"
+                 help="Look once (about a plain ResNet's cost), through all scales, or until a view is sure; or through these"
                       " scales, such as 2..1/4, of which the surest decides."),
 ]  # fmt: skip
 
@@ -90,7 +90,12 @@ TrainData = Annotated[
 ]  # fmt: skip
 Val = Annotated[Path | None, _file("--val", parser=partial(_path, "--val"), help="Validation folder elsewhere.")]
 Split = Annotated[
-    float, typer.Option("--split", metavar="SHARE", help="Share of each class that validates, without a val folder.")
+    float,
+    typer.Option(
+        "--split",
+        metavar="SHARE",
+        help="Share of each class that validates, where DATA has no val folder; not beside --val.",
+    ),
 ]
 Name = Annotated[
     str | None, typer.Option("--name", metavar="NAME", show_default=False, help="The run goes to runs/NAME.")
@@ -128,7 +133,7 @@ Scales = Annotated[
 
 Layers = Annotated[
     Any,
-    _model("--layers", parser=config.parse_layers, metavar="LIST", show_default=False,
+    _model("--layers", parser=config.parse_layers, metavar="LIST", show_default="blur,gem; none for resnet",
            help="The optional layers, or none: blur, gem (both mvcr's own), max (pools in the place of gem), heads (on two"
                 " more levels), sacs (scale-aware convolutions), detail (a thin branch sees --imgsz, the trunk half of it),"
                 " sift (dense RootSIFT)."),
@@ -159,7 +164,7 @@ Epochs = Annotated[int | None, _recipe_auto("--epochs", metavar="N", help="Passe
 Seconds = Annotated[
     float | None,
     _recipe("--time", parser=config.parse_seconds, metavar="3m", show_default=False,
-            help="Wall time for everything, from start to finished run: 90s, 3m, 1h30m."),
+            help="Wall time for everything, from start to finished run: 90s, 3m, 1h30m; in the place of --epochs."),
 ]  # fmt: skip
 TrainBatch = Annotated[
     int | None,
@@ -182,7 +187,13 @@ Unsure = Annotated[
 ]
 Distill = Annotated[float, _recipe("--distill", metavar="X", help="Weight of the views' agreement; 0 is off.")]
 Ema = Annotated[float, _recipe("--ema", metavar="X", help="Decay of the averaged weights; 0 is off.")]
-Balance = Annotated[config.Balance, _recipe("--balance", help="Make up for rare classes.")]
+Balance = Annotated[
+    config.Balance,
+    _recipe(
+        "--balance",
+        help="Make up for rare classes; auto where the largest has over 5 times as many pictures as the smallest.",
+    ),
+]
 NoProgressive = Annotated[
     bool, _recipe_flag("--no-progressive", help="Full size from the start, not half and growing.")
 ]
@@ -275,14 +286,15 @@ FromTorch = Annotated[
 ExportViews = Annotated[
     str,
     typer.Option("--views", metavar="1|all|SCALES",
-                 help="The view at scale 1 alone (a plain ResNet's cost), or all scales; or these, such as 2..1/4, of which"
-                      " the surest decides."),
+                 help="The view at scale 1 alone (about a plain ResNet's cost), or all scales; or these, such as 2..1/4, of"
+                      " which the surest decides."),
 ]  # fmt: skip
 ExportFormat = Annotated[config.ExportFormat, typer.Option("--format", help="What to write.")]
 ExportOut = Annotated[
     Path | None,
     _file("--out", parser=partial(_path, "--out"),
-          help="File to write; beside the run's weights when left out, or in the current folder with --from-torch."),
+          help="File to write, .onnx, .pt2 or .safetensors as --format says; in the run's folder when left out, or in the"
+               " current one with --from-torch."),
 ]  # fmt: skip
 Images = Annotated[int, typer.Option("--images", metavar="N", help="Pictures of the check against the run.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", metavar="X", help="Largest difference of a probability.")]
@@ -296,21 +308,24 @@ Models = Annotated[
 ]  # fmt: skip
 BenchmarkRun = Annotated[
     Path | None,
-    _file("--run", "-r", parser=partial(_path, "--run"), help="Benchmark this run instead of untrained models."),
-]
+    _file("--run", "-r", parser=partial(_path, "--run"),
+          help="Time this run, at its own size; beside it those MODELS alone that are named."),
+]  # fmt: skip
 BenchmarkData = Annotated[
     Path | None,
     _file("--data", parser=partial(_path, "--data"), help="Folder of pictures, to time the reading of them."),
 ]
 Sizes = Annotated[
     str,
-    typer.Option("--imgsz", parser=partial(config.parse_list, "--imgsz"), metavar="PX,PX", help="Sides to time."),
+    typer.Option(
+        "--imgsz", parser=partial(config.parse_list, "--imgsz"), metavar="PX,PX", help="Sides of MODELS to time."
+    ),
 ]
 Batches = Annotated[
     str,
     typer.Option("--batch", "-b", parser=partial(config.parse_list, "--batch"), metavar="N,N", help="Batch sizes."),
 ]
-Classes = Annotated[int, typer.Option("--classes", metavar="N", help="Classes of the models.")]
+Classes = Annotated[int, typer.Option("--classes", metavar="N", help="Classes of MODELS.")]
 Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="Timed repetitions.")]
 BenchmarkPrecision = Annotated[
     config.Precision,

@@ -13,10 +13,10 @@ from mvcr_cli.cli.output import Output, is_bad
 from mvcr_cli.cli.session import config_of, session_of
 from mvcr_cli.config import PredictConfig, PredictFormat
 from mvcr_cli.errors import ExitCode, UsageError
-from mvcr_cli.paths import csv_text, json_path, to_json
+from mvcr_cli.paths import csv_text, display_name, json_path, to_json
 from mvcr_cli.records import Prediction, PredictSummary, Problem, record
 
-CSV_HEADER = ("path", "label", "probability", "width", "height", "error", "detail", "topk")
+CSV_HEADER = ("path", "label", "probability", "width", "height", "error", "detail", "topk", "explanation")
 
 
 def predict(
@@ -59,6 +59,8 @@ def predict(
     if asked == "jsonl":
         bad = sum(map(is_bad, problems))
         output.emit(PredictSummary(images=images, bad=bad, passed_over=len(problems) - bad))
+    if config.explain is not None and images:
+        output.say(f"written: {display_name(config.explain)}")
     output.problems(problems)
     if not keep_going and any(map(is_bad, problems)):
         raise typer.Exit(ExitCode.BAD_DATA)
@@ -128,6 +130,8 @@ def _writer(format: PredictFormat, output: Output) -> Writer:  # noqa: A002
 def _cells(result: Prediction | Problem) -> tuple[str, ...]:
     path = json_path(result.path)["path"]
     if isinstance(result, Problem):
-        return (path, "", "", "", "", result.code, result.detail, "")
+        return (path, "", "", "", "", result.code, result.detail, "", "")
     topk = to_json([[best.label, round(best.probability, 6)] for best in result.topk])
-    return (path, result.label, f"{result.probability:.6f}", str(result.width), str(result.height), "", "", topk)
+    explanation = "" if result.explanation is None else json_path(result.explanation)["path"]
+    size = (str(result.width), str(result.height))
+    return (path, result.label, f"{result.probability:.6f}", *size, "", "", topk, explanation)

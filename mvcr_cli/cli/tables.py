@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mvcr_cli.config import factor_text
-from mvcr_cli.paths import display_name
+from mvcr_cli.paths import counted, display_name
 from mvcr_cli.records import (
     BenchmarkRow,
     CheckReport,
@@ -75,12 +75,12 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def training(report: TrainReport) -> str:
-    best = f"best {percent(report.best_accuracy)} on {report.val_images:,} validation pictures, at epoch"
+    best = f"best {percent(report.best_accuracy)} on {counted(report.val_images, 'validation picture')}, at epoch"
     skipped = f", {report.skipped:,} skipped" if report.skipped else ""
     return (
         (f"{best} {report.best_epoch} of {report.epochs}\n" if report.best_epoch else "no epoch was validated yet\n")
-        + f"{report.train_images:,} training pictures{skipped}, {report.steps:,} steps, {duration(report.seconds)},"
-        f" {report.peak_rss_mb:,.0f} MB\n"
+        + f"{counted(report.train_images, 'training picture')}{skipped}, {counted(report.steps, 'step')},"
+        f" {duration(report.seconds)}, {report.peak_rss_mb:,.0f} MB\n"
     )
 
 
@@ -92,21 +92,21 @@ def check(report: CheckReport) -> str:
     return (
         f"{len(report.classes):,} classes, {report.train_images:,} training and {report.val_images:,} validation pictures;"
         f" decoded {report.decoded:,}, {report.broken:,} broken{compared}\n"
-        f"{len(report.findings):,} findings{'' if report.findings else ': nothing stands out'}\n"
+        f"{counted(len(report.findings), 'finding')}{'' if report.findings else ': nothing stands out'}\n"
     )
 
 
-def next_commands(run: str) -> str:
-    """What to do with a finished run."""
+def next_commands(run: str) -> tuple[str, ...]:
+    """What to do with a finished run, in lines."""
     quoted = shlex.quote(display_name(run))
-    return f"\nnext:\n  mvcr eval --run {quoted}\n  mvcr predict img.jpg --run {quoted}\n"
+    return f"next: mvcr eval --run {quoted}", f"      mvcr predict img.jpg --run {quoted}"
 
 
 def export(report: ExportReport) -> str:
     difference = f"{report.max_probability_difference:.1e} (allowed {report.tolerance:.0e})"
     return (
-        f"{display_name(report.file)}  {report.format}, {report.megabytes:,.1f} MB\n"
-        f"checked on {report.images:,} pictures at {', '.join(map(display_name, report.sizes))}:"
+        f"{', '.join(map(display_name, report.files))}  {report.format}, {report.megabytes:,.1f} MB\n"
+        f"checked on {counted(report.images, 'picture')} at {', '.join(map(display_name, report.sizes))}:"
         f" same class for {percent(report.top1_agreement)}, probabilities differ by at most {difference}\n"
     )
 
@@ -114,7 +114,7 @@ def export(report: ExportReport) -> str:
 def conversion(report: ConversionReport) -> str:
     return (
         f"{display_name(report.file)}  {report.format}, {report.megabytes:,.1f} MB\n"
-        f"{report.tensors:,} tensors of {display_name(report.source)}, all of them finite\n"
+        f"{counted(report.tensors, 'tensor')} of {display_name(report.source)}, all of them finite\n"
     )
 
 
@@ -139,7 +139,7 @@ def prediction_row(result: Prediction | Problem) -> RenderableType:
 def _prediction_grid(cells: Sequence[Text]) -> Table:
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(ratio=4, overflow="fold")
-    grid.add_column(ratio=2, overflow="fold")
+    grid.add_column(ratio=3, overflow="fold")  # holds every error code at 80 columns
     grid.add_column(width=7, justify="right", no_wrap=True)
     grid.add_column(ratio=3, overflow="fold")
     grid.add_column(width=13, justify="right", no_wrap=True)
@@ -165,7 +165,7 @@ def _headline(report: EvalReport) -> str:
     auroc = "" if report.auroc is None else f"  AUROC {report.auroc:.3f}"
     skipped = f", {report.skipped:,} skipped" if report.skipped else ""
     return (
-        f"{display_name(report.run)} on {display_name(report.data)}: {report.images:,} pictures{skipped},"
+        f"{display_name(report.run)} on {display_name(report.data)}: {counted(report.images, 'picture')}{skipped},"
         f"{_views(report.views)} {duration(report.seconds)}\n"
         f"top-1 {_interval(report.top1)}\n{top5}"
         f"balanced accuracy {percent(report.balanced_accuracy)}  macro F1 {report.macro_f1:.3f}{auroc}\n"
@@ -219,7 +219,7 @@ def _curve_headline(report: ScaleCurveReport) -> str:
     factors = [factor_text(point.factor) for point in report.curve.points]
     skipped = f", {report.skipped:,} skipped" if report.skipped else ""
     lines = [
-        f"{display_name(report.curve.run)} on {display_name(report.data)}: {report.images:,} pictures{skipped} at "
+        f"{display_name(report.curve.run)} on {display_name(report.data)}: {counted(report.images, 'picture')}{skipped} at "
         f"{len(factors)} scales,{_views(report.views)} {duration(report.seconds)}",
         f"area {percent(report.curve.area)} (mean accuracy over log2 scale from {factors[0]} to {factors[-1]})",
         _extremes(report.curve),
@@ -287,7 +287,7 @@ def _short(value: float) -> str:
 
 def loader(report: LoaderReport) -> str:
     return (
-        f"reading {report.images:,} pictures: decode {report.decode_images_per_second:,.1f}, loader"
+        f"reading {counted(report.images, 'picture')}: decode {report.decode_images_per_second:,.1f}, loader"
         f" {report.loader_images_per_second:,.1f}, training {report.train_images_per_second:,.1f} images/s"
         f" in {report.train_precision};"
         f" the {report.bottleneck} is the bottleneck\n"

@@ -127,7 +127,9 @@ def _train(ctx: typer.Context, config: TrainConfig, json: bool) -> None:
             if json:
                 output.emit(report)
             else:
-                output.write(tables.training(report) + ("" if stopped else tables.next_commands(report.run)))
+                output.write(tables.training(report))
+                for line in () if stopped else tables.next_commands(report.run):
+                    output.say(line)
             if stopped:
                 output.say(f"stopped by {report.stopped_by}; go on with {_resuming(config, report)}")
                 raise typer.Exit(CODES[report.stopped_by])

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvcr_cli.config.checks import check, check_batch, check_imgsz, check_preset, check_workers
-from mvcr_cli.config.constants import MOST_SHRUNK, Device, ExportFormat, Precision
+from mvcr_cli.config.constants import FORMAT_SUFFIXES, MOST_SHRUNK, Device, ExportFormat, Precision
 from mvcr_cli.config.parsing import factor_text, parse_views
 from mvcr_cli.errors import UsageError
+from mvcr_cli.paths import display_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,12 @@ class ExportConfig:
         check(0 < self.tolerance < 1, "--tolerance", self.tolerance, "between 0 and 1")
         if self.from_torch is not None:
             self._check_conversion()
+        suffix = FORMAT_SUFFIXES[self.format]
+        if self.out is not None and self.out.suffix.lower() not in ("", suffix):
+            raise UsageError(
+                f"--out {display_name(self.out)}: --format {self.format} writes a {suffix} file",
+                f"write --out {display_name(self.out.with_suffix(suffix))}, or choose another --format",
+            )
 
     def _check_conversion(self) -> None:
         if self.format != "safetensors":
@@ -110,6 +117,7 @@ class ExportConfig:
 class BenchmarkConfig:
     """`mvcr benchmark`. `models` empty and `run=None` benchmarks the default models.
 
+    `sizes` and `classes` are those of the models; a run has its own.
     `precision="auto"` is what the other commands do by default: fp32 to judge, and to train what `mvcr train` takes.
     """
 
@@ -137,3 +145,7 @@ class BenchmarkConfig:
         check(1 <= self.classes <= 100_000, "--classes", self.classes, "between 1 and 100,000")
         check(self.threads is None or 1 <= self.threads <= 1024, "--threads", self.threads, "between 1 and 1024")
         check_workers(self.workers)
+        if self.run is not None and not self.models:
+            for name, option in (("sizes", "--imgsz"), ("classes", "--classes")):
+                if getattr(self, name) != getattr(BenchmarkConfig, name):
+                    raise UsageError(f"{option} is for MODELS, and a run has its own", f"leave {option} out")

@@ -18,6 +18,7 @@ ZoomMode = Literal["auto", "on", "off"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+FORMAT_SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 MEBIBYTE = 1 << 20
 SACS_STAGES = (2, 3)  # stages with scale-aware convolutions when they are asked for
 MOST_SHRUNK = 16  # least and largest factors of an accuracy curve over scale: 1/16 and 16

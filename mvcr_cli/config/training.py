@@ -11,6 +11,8 @@ from mvcr_cli.config.checks import check, check_imgsz, check_preset, check_seed,
 from mvcr_cli.config.constants import Balance, Device, Fit, Layer, Precision, ZoomMode
 from mvcr_cli.errors import UsageError
 
+ZOOM_SETTINGS = "--tiles, --tile-px and --memory"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -71,8 +73,8 @@ class TrainConfig:
         model: preset name. None is mvcr18 with pretrained weights and mvcr14n without.
         weights: "auto", "imagenet", "none", or a safetensors file.
         imgsz: side of the view at scale 1 in pixels.
-        epochs: passes over the training pictures; with `seconds` set, the clock decides.
-        seconds: wall time from the start of the program to the finished run.
+        epochs: passes over the training pictures; None is fitted, or is as many as `seconds` allow.
+        seconds: wall time from the start of the program to the finished run, in the place of `epochs`.
         batch: pictures a step; None is fitted.
         accumulate: steps whose gradients are summed before the optimiser steps.
         lr: peak learning rate; None depends on the weights and the batch size.
@@ -139,9 +141,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(0 < self.split < 1, "--split", self.split, "between 0 and 1")
+        if self.val is not None and self.split != TrainConfig.split:
+            raise UsageError(
+                "--split is for data without a validation folder, and --val names one", "leave one of them out"
+            )
         check_imgsz(self.imgsz)
         check(self.epochs is None or 1 <= self.epochs <= 100_000, "--epochs", self.epochs, "between 1 and 100,000")
-        check(self.seconds is None or 5 <= self.seconds <= 10**8, "--time", self.seconds, "at least 5s")
+        check(self.seconds is None or 5 <= self.seconds <= 10**8, "--time", f"{self.seconds or 0:g}s", "at least 5s")
+        if self.epochs is not None and self.seconds is not None:
+            raise UsageError("--time and --epochs both say when the run ends", "give one of them")
         check(self.batch is None or 2 <= self.batch <= 65_536, "--batch", self.batch, "auto, or between 2 and 65,536")
         check(1 <= self.accumulate <= 4096, "--accumulate", self.accumulate, "between 1 and 4096")
         check(self.lr is None or (math.isfinite(self.lr) and 0 < self.lr <= 100), "--lr", self.lr, "above 0 and finite")
@@ -170,8 +178,8 @@ class TrainConfig:
         check(self.tile_px is None or (32 <= self.tile_px <= 1024 and self.tile_px % 2 == 0), "--tile-px", self.tile_px,
                "auto, or an even number between 32 and 1024 pixels")  # fmt: skip
         check(512 <= self.memory_mb <= 1 << 24, "--memory", f"{self.memory_mb} MiB", "between 512M and 16T")
-        if self.zoom_mode == "off" and (self.tiles or self.tile_px):
-            raise UsageError("--tiles and --tile-px are settings of --zoom, which is off", "leave one of them out")
+        if self.zoom_mode == "off" and self.has_zoom_settings:
+            raise UsageError(f"{ZOOM_SETTINGS} are settings of --zoom, which is off", "leave one of them out")
         if self.zoom_mode == "on" and (hindrance := self.zoom_hindrance):
             raise UsageError(f"--zoom on does not go with {hindrance}", f"leave out {hindrance}")
         check(self.threads is None or 1 <= self.threads <= 1024, "--threads", self.threads, "between 1 and 1024")
@@ -182,6 +190,10 @@ class TrainConfig:
         check_preset(self.model)
         if self.layers and self.model == "cnn":
             raise UsageError("--layers: the model cnn has no stages to add them to", "choose another --model")
+
+    @property
+    def has_zoom_settings(self) -> bool:
+        return bool(self.tiles or self.tile_px) or self.memory_mb != TrainConfig.memory_mb
 
     @property
     def zoom_hindrance(self) -> str | None:

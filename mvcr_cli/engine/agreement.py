@@ -33,6 +33,8 @@ def agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run: 
     # The number of threads decides in which order sums are made, and with that the last bits of a result.
     keys = ("model", "imgsz", "scales", "layers", "tiles", "tile_px", "batch", "epochs", "lr", "threads")
     fitted = {key: was.get(key) for key in keys if getattr(config, key) is None}
+    if config.seconds is not None:
+        del fitted["epochs"]
     if config.batch is not None:
         fitted["batch"] = min(config.batch, len(prepared.train))  # as `fit_settings` does
     if config.zoom_mode == "auto":

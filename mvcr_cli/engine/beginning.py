@@ -55,11 +55,14 @@ def claim_run(config: TrainConfig, held: contextlib.ExitStack) -> RunDirectory |
         CannotCreate: the folder is something else than a run, or holds one that is not to be resumed.
         RunBusy: another process writes it.
     """
-    if config.run is None or config.dry_run:
+    if config.run is None:
         return None
     run = RunDirectory(config.run)
     if run.is_foreign():
         raise CannotCreate(f"{display_name(run.path)} exists and is no run", "choose another --name")
+    if config.dry_run:  # which writes nothing, and needs no lock
+        _refuse_begun(run, config)
+        return None
     there = run.lock.exists() or (config.resume and run.config.exists())
     if there:
         held.enter_context(run.locked())

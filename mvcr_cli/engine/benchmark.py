@@ -38,7 +38,7 @@ from mvcr_cli.engine.measure import Times, interleaved, peak_memory, refusing_ou
 from mvcr_cli.engine.prepare import stem_for
 from mvcr_cli.engine.reading import reading_speeds, sample_pictures
 from mvcr_cli.models import config_for, plain_twin
-from mvcr_cli.paths import display_name
+from mvcr_cli.paths import counted, display_name
 from mvcr_cli.records import BenchmarkRow, LoaderReport
 
 DEFAULT_MODELS = ("mvcr14n", "mvcr18")
@@ -134,7 +134,7 @@ class Bench:
     def begin(self) -> None:
         """Say under which conditions is measured, and load what the first network would be charged for."""
         device, threads, rounds = self.machine.device.type, self.machine.threads, self.config.rounds
-        self.say(f"torch {torch.__version__} on {device}, threads: {threads}, medians of {rounds} rounds")
+        self.say(f"torch {torch.__version__} on {device}, threads: {threads}, medians of {counted(rounds, 'round')}")
         if self.config.onnx and device == "cpu" and not self.onnx:
             self.say('onnxruntime is not installed and left out; to add it: pip install "mvcr[onnx]"')
         if device == "cpu" and not restart_resident_peak():

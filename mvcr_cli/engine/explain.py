@@ -1,11 +1,13 @@
-"""What decided, as a picture: the tiles of a zooming network, or a class-activation map a view of a plain one."""
+"""What decided, as a picture: the tiles of a zooming network, or a class-activation map a view of another one."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from mvcr_cli.config import factor_text
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.errors import CannotCreate
+from mvcr_cli.lettering import drawable, load_font
 from mvcr_cli.models.mvcr import MultiScaleResNet
 from mvcr_cli.paths import display_name, write_error, write_whole
 from mvcr_cli.records import Tile
@@ -25,39 +29,82 @@ Heat = NDArray[np.float32]  # (H, W), 0 nothing .. 1 most
 PANEL = 1024  # pixels of the longer side
 STRENGTH = 0.6  # of the hottest place's colour
 NAMED_TILES = 8
+LETTERS, SMALL_LETTERS = 44, 18  # pixels
 _RAMP = np.array([(30, 60, 255), (0, 220, 220), (120, 255, 60), (255, 220, 0), (255, 40, 0)], np.float32)
 
 
-@torch.inference_mode()
-def activation_maps(network: MultiScaleResNet, x: Tensor, classes: NDArray[np.int64]) -> list[list[Heat]]:
-    """Where every view that decides sees its picture's class: the last layer's weights on the map before pooling.
+@dataclass(frozen=True, slots=True)
+class SeenView:
+    """One view of a picture that was looked at.
 
-    Shape: (N, 3, S, S), (N,) -> N lists of one (S, S) map a view, the one at scale 1 first.
+    Args:
+        share: how much it counts in the verdict.
+        label: the class that it finds itself, by number.
+        probability: that it gives this class.
+        heat: where it sees the class of the verdict.
+    """
+
+    scale: float
+    share: float
+    label: int
+    probability: float
+    heat: Heat
+
+
+@torch.inference_mode()
+def seen_views(network: MultiScaleResNet, x: Tensor, classes: NDArray[np.int64]) -> list[list[SeenView]]:
+    """The views that every picture's verdict comes from, the one at scale 1 first.
+
+    Heat is the last layer's weights of the picture's class on the map before pooling.
+
+    Shape: (N, 3, S, S), (N,) -> N lists of views, each with an (S, S) map.
     Sources: Zhou et al. 2016 (arXiv 1512.04150).
     """
     weights = network.fc.weight[torch.from_numpy(classes).to(x.device)].float()  # N x C
-    maps: list[list[Heat]] = [[] for _ in classes]
-    views = network.views_at(min(x.shape[-2:]))
-    for view in views[:1] if network.look == "1" else views:
+    logits, maps = [], []
+    views = network.views_at(min(x.shape[-2:]))[: 1 if network.look == "1" else None]
+    for view in views:
         own, detail = network.view_of(x, view)
-        features = network.view_features(own, view, detail)[2].float()  # N x C x h x w
-        heat = torch.einsum("nchw,nc->nhw", features, weights).clamp(min=0)
+        features = network.view_features(own, view, detail)
+        logits.append(network.judge(*features).float())
+        heat = torch.einsum("nchw,nc->nhw", features[2].float(), weights).clamp(min=0)
         heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-8)
-        full = F.interpolate(heat[:, None], x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        for of, one in zip(maps, full.cpu().numpy(), strict=True):
-            of.append(one)
-    return maps
+        maps.append(
+            F.interpolate(heat[:, None], x.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
+        )
+    shares = network.shares(logits, views).cpu().numpy()
+    found, labels = (part.cpu().numpy() for part in torch.stack(logits).softmax(-1).max(-1))
+    return [
+        [
+            SeenView(network.config.scales[view], share, int(labels[place, number]), float(found[place, number]),
+                     maps[place][number])
+            for place, view in enumerate(views)
+            if not math.isnan(share := float(shares[place, number]))
+        ]
+        for number in range(len(classes))
+    ]  # fmt: skip
 
 
-def draw_views(image: Image.Image, maps: Sequence[Heat], preprocess: Preprocess) -> Image.Image:
-    """The picture, and beside it once more for every view with its heat over it."""
+def draw_views(image: Image.Image, views: Sequence[SeenView], probabilities: NDArray[np.float64],
+               classes: Sequence[str], preprocess: Preprocess) -> Image.Image:  # fmt: skip
+    """The picture with its verdict, and beside it once more for every view with its heat, as strong as the view counts."""
+
+    def says(label: int, probability: float) -> str:
+        return f"{drawable(classes[label], label)} {100 * probability:.1f} %"
+
     image = _panel(image, image.size)
     width, height = preprocess.fitted(image.width, image.height)
     left, top = (preprocess.size - width) // 2, (preprocess.size - height) // 2
-    panels = [image, *(_heated(image, heat[top : top + height, left : left + width]) for heat in maps)]
-    sheet = Image.new("RGB", (sum(panel.width for panel in panels), image.height))
+    best = int(probabilities.argmax())
+    panels = [_captioned(image, "verdict", says(best, probabilities[best]))]
+    most = max(view.share for view in views)
+    for view in views:
+        heat = view.heat[top : top + height, left : left + width] * np.float32(max(0.0, view.share) / most)
+        panels.append(_captioned(_heated(image, heat), f"view {factor_text(view.scale)}",
+                                 says(view.label, view.probability), f"weight {view.share:.2f}"))  # fmt: skip
+    sheet = Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)))
     for number, panel in enumerate(panels):
-        sheet.paste(panel, (number * image.width, 0))
+        sheet.paste(panel, (sum(other.width for other in panels[:number]), 0))
     return sheet
 
 
@@ -81,7 +128,8 @@ def draw_tiles(image: Image.Image, tiles: Sequence[Tile], size: tuple[int, int])
         colour = _colour(np.float32(tile.weight / most))
         pen.rectangle(box, outline=colour, width=2 if number < NAMED_TILES else 1)
         if number < NAMED_TILES:
-            pen.text((box[0], box[3] + 1), ascii(tile.label)[1:-1] + f" {tile.weight:.2f}", fill=colour)
+            text = ascii(tile.label)[1:-1] + f" {tile.weight:.2f}"
+            pen.text((box[0], box[3] + 1), text, fill=colour, font=load_font(SMALL_LETTERS))
     return sheet
 
 
@@ -121,6 +169,18 @@ def _panel(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture as large as is shown, with the aspect of `size`."""
     width, height = (max(1, round(edge * PANEL / max(size))) for edge in size)
     return image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _captioned(image: Image.Image, *lines: str) -> Image.Image:
+    """The picture with lines of text below it, and as wide as they need."""
+    font, line = load_font(LETTERS), LETTERS * 5 // 4
+    width = max(image.width, *(math.ceil(font.getlength(text)) for text in lines)) + LETTERS
+    sheet = Image.new("RGB", (width, image.height + 3 * line + LETTERS // 2))
+    sheet.paste(image, ((width - image.width) // 2, 0))
+    pen = ImageDraw.Draw(sheet)
+    for number, text in enumerate(lines):
+        pen.text((LETTERS // 2, image.height + LETTERS // 4 + number * line), text, fill="white", font=font)
+    return sheet
 
 
 def _heated(image: Image.Image, heat: Heat) -> Image.Image:

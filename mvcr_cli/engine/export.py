@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvcr_cli.checkpoint import Checkpoint, pack
-from mvcr_cli.config import ExportConfig, parse_views
+from mvcr_cli.config import FORMAT_SUFFIXES, ExportConfig, parse_views
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.images import load_picture
 from mvcr_cli.data.preprocess import PreprocessGraph
@@ -38,7 +38,6 @@ from mvcr_cli.paths import display_name, to_json, write_whole
 from mvcr_cli.records import ExportReport
 
 OPSET = 18
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 # Odd sizes that every check adds to the pictures as they are: tall, wide, tiny, prime.
 CHECK_SIZES = (
     (333, 257),
@@ -98,10 +97,11 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
     report = ExportReport(
         run=str(folder or weights),
         file=str(target),
+        files=(str(target), *(str(path) for path in files if path != target)),
         format=config.format,
         megabytes=sum(map(len, files.values())) / 1e6,
         images=len(parity.sizes),
-        sizes=tuple(sorted({f"{width}x{height}" for width, height in parity.sizes})[:20]),
+        sizes=tuple(f"{width}x{height}" for width, height in sorted(set(parity.sizes))[:20]),
         top1_agreement=parity.same / len(parity.sizes),
         max_probability_difference=parity.difference,
         tolerance=config.tolerance,
@@ -115,7 +115,7 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
 def _target_beside(weights: Path, folder: Path | None, config: ExportConfig) -> Path:
     """`runs/x/x.onnx`, or `y.onnx` beside weights `y.safetensors` that stand alone; "." is named as the folder is."""
     name = weights.stem if folder is None else folder.resolve().name
-    return (folder or weights.parent) / f"{name}{SUFFIXES[config.format]}"
+    return (folder or weights.parent) / f"{name}{FORMAT_SUFFIXES[config.format]}"
 
 
 def check_target(target: Path, config: ExportConfig) -> None:

@@ -34,11 +34,11 @@ from mvcr_cli.engine import (
     silent,
 )
 from mvcr_cli.engine.evaluate import probabilities_of, tile_reader
-from mvcr_cli.engine.explain import activation_maps, draw_tiles, draw_views, for_panel, make_folder, save
+from mvcr_cli.engine.explain import draw_tiles, draw_views, for_panel, make_folder, save, seen_views
 from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.engine.views import network_looking
 from mvcr_cli.engine.zoom_step import Glimpse, look
-from mvcr_cli.errors import BadImage, ConfigMismatch, InputMissing, MvcrError, NotPermitted, Unavailable, UsageError
+from mvcr_cli.errors import BadImage, InputMissing, MvcrError, NotPermitted, Unavailable, UsageError
 from mvcr_cli.models import build, config_for, load_trunk
 from mvcr_cli.models.mvcr import MultiScaleResNet
 from mvcr_cli.models.zoom import ZoomResNet
@@ -84,7 +84,8 @@ def predict(config: PredictConfig, *, stdin: Iterable[bytes] = (), track: Track 
     piped = "-" in config.inputs
     batch = 1 if piped else predictor.at_once(config.batch)
     workers = max(1, default_workers(config.workers))
-    inputs = track(expand(config.inputs, stdin), total=None, label="predicting")
+    total = None if any(map(_is_many, config.inputs)) else len(config.inputs)
+    inputs = track(expand(config.inputs, stdin), total=total, label="predicting")
     read = ordered(lambda entry: _read(entry, predictor), inputs, workers, 0 if piped else 2 * batch)
     group: list[Ready] = []
     first = True  # the first picture goes alone, so that a reader sees a record at once
@@ -109,7 +110,7 @@ def expand(inputs: Iterable[str], stdin: Iterable[bytes]) -> Iterator[str | Prob
             yield from (name for name in names if name)
         elif os.path.isdir(entry):
             yield from _folder(entry)
-        elif not os.path.lexists(entry) and glob.has_magic(entry):
+        elif _is_pattern(entry):
             # A pattern means files: `**` also finds every folder on the way to them.
             files = (name for name in glob.iglob(entry, recursive=True) if not os.path.isdir(name))
             found = sorted(files, key=os.fsencode)
@@ -118,6 +119,15 @@ def expand(inputs: Iterable[str], stdin: Iterable[bytes]) -> Iterator[str | Prob
                 yield Problem(path=entry, code="missing", detail="the pattern matches no file")
         else:
             yield entry
+
+
+def _is_many(entry: str) -> bool:
+    """Whether an input may be any number of files."""
+    return entry == "-" or os.path.isdir(entry) or _is_pattern(entry)
+
+
+def _is_pattern(entry: str) -> bool:
+    return not os.path.lexists(entry) and glob.has_magic(entry)
 
 
 def _folder(entry: str) -> Iterator[str | Problem]:
@@ -212,10 +222,10 @@ class TorchPredictor:
         if not self._explains:
             return [Verdict(row) for row in rows]
         assert isinstance(self._network, MultiScaleResNet)
-        maps = activation_maps(self._network, x.to(self._device), rows.argmax(1))
+        seen = seen_views(self._network, x.to(self._device), rows.argmax(1))
         return [
-            Verdict(row, (), draw_views(ready.image, views, self._preprocess))
-            for ready, row, views in zip(group, rows, maps, strict=True)
+            Verdict(row, (), draw_views(ready.image, views, row, self.classes, self._preprocess))
+            for ready, row, views in zip(group, rows, seen, strict=True)
             if ready.image is not None
         ]
 
@@ -271,7 +281,7 @@ def open_predictor(config: PredictConfig, say: Say) -> Predictor:
         from mvcr_cli.engine.onnx_predictor import open_exported
 
         if config.views != "all":
-            raise ConfigMismatch(
+            raise UsageError(
                 f"{display_name(path)} looks through all its views: they are part of an exported file",
                 "leave --views out, or name the run",
             )

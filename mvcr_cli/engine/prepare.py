@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mvcr_cli.config import MEBIBYTE, Layer, Stem, TrainConfig, ZoomMode
+from mvcr_cli.config import MEBIBYTE, ZOOM_SETTINGS, Layer, Stem, TrainConfig, ZoomMode
 from mvcr_cli.data.folder import (
     WARNINGS,
     Sample,
@@ -145,7 +145,7 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
     views = 1.5 if config.unsure else sum(scale**2 for scale in scales)  # half of the pictures again at foreign scales
     pixels = round(imgsz * imgsz * views) + (tiles or 0) * (tile_px or 0) ** 2
     batch = config.batch or _fit_batch(count, pixels, device, config.memory_mb if zoom == "on" else None, say)
-    epochs = config.epochs if config.seconds is not None else config.epochs or _fit_epochs(count, pretrained)
+    epochs = None if config.seconds is not None else config.epochs or _fit_epochs(count, pretrained)
     return replace(
         config,
         model=model,
@@ -178,10 +178,10 @@ def zoom_mode(config: TrainConfig, longer: int, imgsz: int) -> ZoomMode:
     hindrance = config.zoom_hindrance
     if is_large(longer, imgsz) and hindrance is None:
         return "on"
-    if config.tiles or config.tile_px:
+    if config.has_zoom_settings:
         raise UsageError(
-            f"--tiles and --tile-px are settings of --zoom, which does not go with {hindrance}" if hindrance else
-            f"--tiles and --tile-px are settings of --zoom, which is off for pictures of {longer} px at --imgsz {imgsz}",
+            f"{ZOOM_SETTINGS} are settings of --zoom, which does not go with {hindrance}" if hindrance else
+            f"{ZOOM_SETTINGS} are settings of --zoom, which is off for pictures of {longer} px at --imgsz {imgsz}",
             "leave them out" if hindrance else "leave them out, or zoom nevertheless: --zoom on",
         )  # fmt: skip
     return "off"

@@ -68,7 +68,8 @@ def scale_curve(config: EvalConfig, *, track: Track = silent,
         subjects.append(_opponent(config.against, checkpoint.classes, samples))
     for subject in subjects:
         subject.check_canvas(config.scales)
-        tell_trained_on(subject.folder, samples, say)
+    for folder in dict.fromkeys(subject.folder for subject in subjects):
+        tell_trained_on(folder, samples, say)
     cache = PixelCache(0)
     answers = [_answers(subject, config, cache, track) for subject in subjects]
     problems += cache.problems.values()

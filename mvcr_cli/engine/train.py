@@ -115,7 +115,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.feed = Feed(self.config, self.prepared, self.session, self.clock, self.trail)
         self.per_epoch = self.feed.per_epoch
-        if self.config.epochs is not None and self.config.seconds is None:
+        if self.config.epochs is not None:
             self.clock.total_steps = self.config.epochs * self.per_epoch
 
     def restore(self) -> None:

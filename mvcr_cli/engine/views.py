@@ -53,7 +53,7 @@ def through(checkpoint: Checkpoint, scales: tuple[float, ...]) -> Checkpoint:
 
 
 def first_view(checkpoint: Checkpoint) -> Checkpoint:
-    """The view at scale 1 alone, as a network of one view: a plain ResNet's cost, and a plain ResNet's names."""
+    """The view at scale 1 alone, as a network of one view: about a plain ResNet's cost, and a plain ResNet's names."""
     config = replace(checkpoint.config, scales=(1.0,), taught=None, surest=False)
     tensors = {
         name: tensor

@@ -11,7 +11,7 @@ Three optional layers, each without effect at the start of a pretrained network:
 `SiftBranch` beside stage 2 of every view, and a `DetailBranch` that sees the whole picture while the trunk's view at
 scale 1 is half as large.
 
-The same weights can be looked through in three ways (`Look`): "1" is the view at scale 1 alone, at exactly a plain
+The same weights can be looked through in three ways (`Look`): "1" is the view at scale 1 alone, at about a plain
 ResNet's cost; "all" fuses every view; "auto" begins with the cheapest view and goes on only while no view is sure.
 """
 
@@ -105,6 +105,25 @@ class MultiScaleResNet(ResNetTrunk):
                 break
         return logits, cost
 
+    def shares(self, logits: list[Tensor], views: list[int]) -> Tensor:
+        """How much each of `views` counts in the verdict, given its logits; NaN where "auto" would not look at it.
+
+        Shape: S times (N, K) -> (S, N); those of a picture add up to 1.
+        """
+        if self.fusion is None or len(logits) == 1:
+            return logits[0].new_ones(1, len(logits[0]))
+        if self.look != "auto":
+            return self.fusion.shares(logits)
+        certain = sureness(torch.stack(logits))  # S x N
+        shares, best = torch.full_like(certain, math.nan), torch.full_like(certain[0], -math.inf)
+        open_, surest = torch.ones_like(best, dtype=torch.bool), torch.zeros_like(best, dtype=torch.long)
+        for place in sorted(range(len(views)), key=lambda place: self.config.scales[views[place]]):
+            shares[place, open_] = 0
+            surer = open_ & (certain[place] > best)
+            best[surer], surest[surer] = certain[place, surer], place
+            open_ = open_ & (best < self.sure)
+        return shares.scatter(0, surest[None], 1.0)
+
     def views_at(self, side: int) -> list[int]:
         """The views of a `side`-pixel picture that are looked at; the one at scale 1 comes first."""
         order = sorted(range(len(self.config.scales)), key=lambda view: self.config.scales[view] != 1)
@@ -146,7 +165,10 @@ class MultiScaleResNet(ResNetTrunk):
 
     def view_logits(self, x: Tensor, view: int, detail: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Logits of one view, already at its own size, with the detail branch's maps. Shape: (N, 3, h, w) -> (N, K)."""
-        c3, c4, c5 = self.view_features(x, view, detail)
+        return self.judge(*self.view_features(x, view, detail))
+
+    def judge(self, c3: Tensor, c4: Tensor, c5: Tensor) -> Tensor:
+        """Logits of one view from its maps of stages 2, 3 and 4. Shape: -> (N, K)."""
         z: Tensor = self.fc(self.drop(self.pool(c5)))
         if self.head3 is not None and self.head4 is not None:
             z = z + self.head3(c3.mean((2, 3))) + self.head4(c4.mean((2, 3)))

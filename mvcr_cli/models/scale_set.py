@@ -81,11 +81,21 @@ class ConfidenceFusion(nn.Module):
 
     def forward(self, logits: list[Tensor]) -> Tensor:
         stacked = torch.stack([view.float() for view in logits])  # S x N x K
+        weights = self._weights(stacked)
+        fused = (weights[..., None] * stacked).sum(0)  # N x K
+        return fused if self.surest else stacked[0] + self.beta * (fused - stacked[0])
+
+    def shares(self, logits: list[Tensor]) -> Tensor:
+        """How much every view counts in the verdict; they add up to 1. Shape: S tensors (N, K) -> (S, N)."""
+        weights = self._weights(torch.stack([view.float() for view in logits]))
+        if self.surest:
+            return weights
+        return torch.cat([1 - self.beta + self.beta * weights[:1], self.beta * weights[1:]])
+
+    def _weights(self, stacked: Tensor) -> Tensor:
+        """Shape: (S, N, K) -> (S, N)."""
         certain = sureness(stacked.detach())  # S x N
         if self.surest:
-            order = torch.arange(len(logits), device=stacked.device)
-            chosen = (order[:, None] == certain.argmax(0)[None]).to(stacked.dtype)
-            return (chosen[..., None] * stacked).sum(0)
-        weights = (self.log_tau.exp() * certain).softmax(0)
-        fused = (weights[..., None] * stacked).sum(0)  # N x K
-        return stacked[0] + self.beta * (fused - stacked[0])
+            order = torch.arange(len(stacked), device=stacked.device)
+            return (order[:, None] == certain.argmax(0)[None]).to(stacked.dtype)
+        return (self.log_tau.exp() * certain).softmax(0)

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Callable, Sequence
 
 from mvcr_cli.records import ClassReport, EpochReport
-from mvcr_cli.report.parts import finite_or, percent, section, table
+from mvcr_cli.report.parts import decimal, finite_or, percent, section, table
 from mvcr_cli.report.plots import LABELLED, confusion_png
 from mvcr_cli.report.run_files import RunFiles
 from mvcr_cli.report.svg import Series, confusion_chart, line_chart, shown
@@ -89,7 +89,7 @@ def _class_table(reports: Sequence[ClassReport]) -> str:
     rows = [
         f'<tr>{_label(one.label)}<td class="n">{one.n:,}</td>'
         f'<td class="n">{percent(one.precision)}</td><td class="n">{percent(one.recall)}</td>'
-        f'<td class="n">{percent(one.f1)}</td>'
+        f'<td class="n">{decimal(one.f1)}</td>'
         f'<td class="bar"><i style="width:{100 * finite_or(one.f1, 0.0):.1f}%"></i></td></tr>'
         for one in reports
     ]

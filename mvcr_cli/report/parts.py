@@ -34,8 +34,8 @@ def percent(share: float | None) -> str:
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f}\u202f%"
 
 
-def decimal(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "–"
+def decimal(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from mvcr_cli.report.lettering import drawable as _drawable
-from mvcr_cli.report.lettering import load_font as _font
+from mvcr_cli.lettering import drawable as _drawable
+from mvcr_cli.lettering import load_font as _font
 
 Counts = npt.NDArray[np.int64]
 Colour = tuple[int, int, int]
 
-INK, GREY, FAINT, LINE = (15, 23, 42), (100, 116, 139), (190, 200, 213), (226, 232, 240)
+INK, GREY, LINE = (15, 23, 42), (100, 116, 139), (226, 232, 240)
 BLUES = ((255, 255, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107))  # ColorBrewer "Blues"
 COUNTED = 20  # with more classes the cells are too small for numbers
 LABELLED = 60  # with more classes the rows are too thin for names
@@ -104,7 +104,9 @@ def _numbers(draw: ImageDraw.ImageDraw, counts: Counts, cell: int, left: int, to
     font = _font(34)
     font = _font(max(9, int(min(34, cell * 0.42, 34 * cell * 0.8 / font.getlength(longest)))))
     for (i, j), share in np.ndenumerate(_shares(counts)):
-        colour = FAINT if counts[i, j] == 0 else (255, 255, 255) if share > 0.48 else INK
+        if not counts[i, j]:
+            continue
+        colour = (255, 255, 255) if share > 0.48 else INK
         centre = (left + (j + 0.5) * cell, top + (i + 0.5) * cell)
         draw.text(centre, f"{counts[i, j]:,}", colour, font, anchor="mm")
 

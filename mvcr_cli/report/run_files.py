@@ -39,7 +39,7 @@ class RunFiles:
 
     Args:
         name: last component of the run folder.
-        option: the run as one types it after `--run`.
+        option: the run as one types it after `--run`; where it does not stand in `runs`, one has to fill in the path.
         version: of the mvcr that trained it.
         settings: the groups of config.json: train, model, preprocess, environment.
         pictures: how many pictures each part of the split has.
@@ -69,7 +69,7 @@ def read_run(run: Path) -> RunFiles:
     path = run.resolve()
     return RunFiles(
         name=path.name,
-        option=shlex.quote(f"runs/{path.name}" if path.parent.name == "runs" else path.name),
+        option=shlex.quote(f"{'runs' if path.parent.name == 'runs' else 'PATH/TO'}/{path.name}"),
         version=version,
         settings=settings,
         findings=findings,
@@ -128,7 +128,8 @@ def _mapping(values: Any) -> dict[str, Any]:
 def _config(values: Any) -> tuple[str, dict[str, dict[str, Any]], tuple[Finding, ...]]:
     """Version, settings and findings of config.json."""
     settings = {key: _mapping(values.get(key) or {}) for key in ("train", "model", "preprocess", "environment")}
-    roots = [value for value in settings["train"].values() if isinstance(value, str) and "/" in value]
+    paths = ((key, value) for key, value in settings["train"].items() if isinstance(value, str))
+    roots = [value for key, value in paths if "/" in value or key in ("data", "val")]
     return str(values.get("mvcr", "")), settings, _findings(values.get("findings") or (), roots)
 
 
@@ -146,8 +147,8 @@ def _findings(values: Any, roots: list[str]) -> tuple[Finding, ...]:
 
 def _relative(text: str, roots: list[str]) -> str:
     """The text without folders of this machine: a report may be sent to people who should not see them."""
-    for root in sorted(roots, key=len, reverse=True):
-        text = text.replace(f"{root.rstrip('/')}/", "")
+    names = "|".join(re.escape(root.rstrip("/")) for root in sorted(roots, key=len, reverse=True))
+    text = re.sub(rf"(?<![\w./\\~-])(?:{names})/", "", text) if names else text
     return re.sub(r"(?<![\w.~])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\]+)+[/\\](?=[^\s/\\])", "", text)
 
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 from PIL import Image, ImageDraw
 
 from mvcr_cli.config import factor_text
+from mvcr_cli.lettering import drawable, load_font
 from mvcr_cli.records import ScaleCurve, ScaleCurveReport
-from mvcr_cli.report.lettering import drawable, load_font
 from mvcr_cli.report.plots import GREY, INK, LINE, MARGIN, Colour
 
 WIDTH, HEIGHT = 1500, 1060  # pixels; sharp on dense screens

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mvcr_cli.records import EvalReport
 from mvcr_cli.report.parts import decimal, duration, grid, percent, plain, section, tile
-from mvcr_cli.report.run_files import RunFiles
+from mvcr_cli.report.run_files import Finding, RunFiles
 from mvcr_cli.report.svg import shown
 
 ADVICE = {
@@ -75,12 +75,20 @@ def data(run: RunFiles) -> str:
         tiles.append(tile("skipped", f"{run.summary.skipped:,}", "files and folders left out"))
     rows = [
         f'<tr><td><span class="pill">{shown(one.code)}</span></td><td class="n">{one.count:,}</td>'
-        f"<td>{_sentences(ADVICE.get(one.code, ''), one.detail)}</td></tr>"
+        f"<td>{_told(one)}</td></tr>"
         for one in run.findings
     ]
     head = '<tr><th>finding</th><th class="n">count</th><th></th></tr>'
     table = f'<table class="warned"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>' if rows else ""
     return section("Data", "", grid(tiles), table)
+
+
+def _told(one: Finding) -> str:
+    """What to think of a finding, and an example; or its own words."""
+    if one.code not in ADVICE:
+        return shown(one.detail, 400)
+    _, _, example = one.detail.partition("for example ")
+    return _sentences(ADVICE[one.code], f"For example {example}" if example else one.detail)
 
 
 def usage(run: RunFiles) -> str:

@@ -40,8 +40,8 @@ COMMANDS = {
     "predict csv": ["predict", "data", "--run", "runs/done", "--workers", "1", "--batch", "64", "--format", "csv"],
     "predict bad": ["predict", "bad", "nowhere\x1b]0;title\x07\u202e.jpg", "[/b]*[/b]", "--run", "runs/done"],
     "export": ["export", "--run", "runs/done", "--format", "safetensors", "--out", "{new}", "--images", "4"],
-    "export there": ["export", "--run", "runs/done", "--out", "bad/\x1b[31mred\x1b[0m\x1b]0;title\x07.png"],
-    "benchmark": ["benchmark", "--data", "data", "--run", "runs/done", "--imgsz", "32", "--batch", "1", "--rounds", "1",
+    "export there": ["export", "--run", "runs/done", "--out", "no\x1b[31mred\x1b[0m\x1b]0;title\x07/x.onnx"],
+    "benchmark": ["benchmark", "--data", "data", "--run", "runs/done", "--batch", "1", "--rounds", "1",
                   "--no-onnx", "--no-train"],
     "no data": ["train", "no\x1b[31m\rwhere\u202e"],
     "no run": ["eval", "--run", "no\x1b[31m\rwhere\x9b1m"],
@@ -143,7 +143,7 @@ def test_csv_parses_and_starts_no_formula(place: Place) -> None:
     done = place.forks.run("predict", "data", "--run", "runs/done", "--workers", "1", "--format", "csv", cwd=place.root)
     rows = list(csv.reader(io.StringIO(done.out.decode())))
     assert len(rows) == 1 + len(expected_paths(place))
-    assert {len(row) for row in rows} == {8}
+    assert {len(row) for row in rows} == {9}
     assert {row[1] for row in rows[1:]}
     assert not [cell for row in rows for cell in row if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
     assert len(done.out.decode().split("\n")) == len(rows) + 1
