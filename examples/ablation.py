@@ -23,26 +23,26 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RECIPE = "--turn --vflip --crop 1 --shear 0 --zoom-range 0.1 --trivial 0.3 --label-smoothing 0"
 BASE = "two views, blur, GeM, heads"
-LAYERS = "--layers blur,gem,heads"
+LAYERS, VIEWS = "--layers blur,gem,heads", "--scales 1,1/2"
 ROWS = {
-    BASE: LAYERS,
+    BASE: f"{VIEWS} {LAYERS}",
     "one view (--scales 1)": f"--scales 1 {LAYERS}",
-    "no teaching across scales (--distill 0)": f"--distill 0 {LAYERS}",
-    "no blur": "--layers gem,heads",
-    "mean in the place of GeM": "--layers blur,heads",
-    "no heads: the default": "--layers blur,gem",
-    "one view, blur and GeM only": "--scales 1 --layers blur,gem",
-    "no layers: the plain trunk with views": "--layers none",
+    "no teaching across scales (--distill 0)": f"--distill 0 {VIEWS} {LAYERS}",
+    "no blur": f"{VIEWS} --layers gem,heads",
+    "mean in the place of GeM": f"{VIEWS} --layers blur,heads",
+    "no heads": f"{VIEWS} --layers blur,gem",
+    "one view, blur and GeM: the default": "--scales 1 --layers blur,gem",
+    "no layers: the plain trunk with views": f"{VIEWS} --layers none",
     "plain ResNet": "--model resnet{trunk}",
-    "scale-aware convolutions added": f"{LAYERS},sacs",
-    "detail branch added": f"{LAYERS},detail",
-    "dense RootSIFT added": f"{LAYERS},sift",
-    "resolution jitter added": f"--resolution 0.6 {LAYERS}",
+    "scale-aware convolutions added": f"{VIEWS} {LAYERS},sacs",
+    "detail branch added": f"{VIEWS} {LAYERS},detail",
+    "dense RootSIFT added": f"{VIEWS} {LAYERS},sift",
+    "resolution jitter added": f"{VIEWS} --resolution 0.6 {LAYERS}",
     "one view, maximum pooled (--scales 1 --layers blur,max)": "--scales 1 --layers blur,max",
     "the same, doubt at foreign scales added (--unsure 0.3)": "--scales 1 --layers blur,max --unsure 0.3",
-    "no weight average": f"--ema 0 {LAYERS}",
-    "full size throughout": f"--no-progressive {LAYERS}",
-    "no colour operations": f"--trivial 0 {LAYERS}",
+    "no weight average": f"{VIEWS} --ema 0 {LAYERS}",
+    "full size throughout": f"{VIEWS} --no-progressive {LAYERS}",
+    "no colour operations": f"{VIEWS} --trivial 0 {LAYERS}",
 }
 COLUMNS = ("top-1 %", "AUROC", "loss", "CPU s, against the first row")
 

@@ -5,7 +5,7 @@ plain network gets 1.3 times the epochs, because two views cost that much more t
 multiply-accumulates, and timed: CPU milliseconds of one thread, median over batches of 16, all rows by turns in one process.
 
     python examples/compute.py DATA WORK [--epochs 20] [--seeds 0 1 2 3 4] [--plain 64 96 128 160] [--multi 96 128]
-                               [--sets auto 1] [--layers blur,gem,heads] [--options "--turn --vflip ..."]
+                               [--sets 1,1/2 1] [--layers blur,gem] [--options "--turn --vflip ..."]
 
 Prints Markdown: mean and standard deviation over the seeds. "auto" begins with the cheapest view and stops when one is sure.
 """
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--plain", nargs="+", type=int, default=[64, 96, 128, 160])
     parser.add_argument("--multi", nargs="+", type=int, default=[96, 128])
-    parser.add_argument("--sets", nargs="+", default=["auto", "1"], help="scale sets of the multi-scale network")
+    parser.add_argument("--sets", nargs="+", default=["1,1/2", "1"], help="scale sets of the multi-scale network")
     parser.add_argument("--layers", help="of the multi-scale network; default: its own")
     parser.add_argument("--trunk", default="14n")
     parser.add_argument("--threads", type=int, default=2, help="of training; timing has one")
@@ -59,7 +59,7 @@ def main() -> None:
             for size in options.plain
         ]
         for size, scales in itertools.product(options.multi, options.sets):
-            own = [] if scales == "auto" else ["--scales", scales]
+            own = ["--scales", scales]
             own += ["--layers", options.layers] if options.layers else []
             runs.append(trained(f"mvcr{options.trunk}", size, options.epochs, seed, options, own))
         for cell in measured(runs):

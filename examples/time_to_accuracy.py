@@ -27,7 +27,7 @@ STEPS = {
     "+ bf16, where the CPU has it": "--model resnet18 --no-progressive",
     "+ progressive size": "--model resnet18",
     "+ smaller trunk": "--model resnet14n",
-    "+ scale set": "--model mvcr14n",
+    "+ scale set": "--model mvcr14n --scales 1,1/2 --layers blur,gem,heads",
 }
 
 

@@ -26,12 +26,12 @@ from mvcr_cli.engine import train as train_module
 from mvcr_cli.engine import validation as validation_module
 from mvcr_cli.engine.loss import class_weights, multi_scale_loss, soft_targets
 from mvcr_cli.engine.optim import load_optimiser_state, make_optimiser, optimiser_state
-from mvcr_cli.engine.prepare import BYTES_PER_PIXEL, UNSURE_LAYERS
+from mvcr_cli.engine.prepare import BYTES_PER_PIXEL, UNSURE_LAYERS, _fit_scales
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, restarted
 from mvcr_cli.engine.train import train
-from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, DataError, RunBusy
+from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, DataError, RunBusy, UsageError
 from mvcr_cli.models import TRUNKS, build, config_for
 from mvcr_cli.records import CheckReport, EpochReport, TrainReport, record
 
@@ -545,7 +545,7 @@ def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CONTRADICTIONS: list[dict[str, Any]] = [
     {"lr": 0.5}, {"epochs": 3}, {"batch": 4}, {"model": "resnet10n"}, {"imgsz": 96}, {"seed": 1}, {"ema": 0.5},
-    {"augment": AugmentConfig(crop=0.9)}, {"scales": (1.0,)}, {"accumulate": 2}, {"precision": "bf16"},
+    {"augment": AugmentConfig(crop=0.9)}, {"scales": (1.0, 0.75)}, {"accumulate": 2}, {"precision": "bf16"},
     {"epochs": None, "seconds": 60.0}, {"fit": "stretch"}, {"progressive": False}, {"split": 0.5},
 ]  # fmt: skip
 
@@ -557,6 +557,30 @@ def test_other_settings_cannot_resume_a_run(data, begun, change):
         trained(data, begun, resume=True, **change)
     assert next(iter(change)) in caught.value.message or "pictures" in caught.value.message
     assert fingerprint(begun) == before
+
+
+@pytest.mark.parametrize(
+    ("spread", "side", "scales"),
+    [
+        (1.0, 128, (1.0,)),
+        (1.9, 128, (1.0,)),
+        (2.0, 128, (1.0, 0.5)),
+        (4.0, 224, (1.0, 0.5, 0.25)),
+        (9.0, 128, (1.0, 0.5)),
+    ],
+)
+def test_views_are_as_many_as_the_sizes_of_the_pictures_ask_for(spread, side, scales):
+    """A view that is too small for the stem to see anything is none."""
+    assert _fit_scales("mvcr18", spread, side) == scales
+    assert _fit_scales("resnet18", spread, side) == (1.0,)
+
+
+def test_teaching_across_scales_counts_and_is_refused_where_there_is_one_view(data, tmp_path):
+    for name, distill in (("with", 1.0), ("without", 0.0)):
+        trained(data, tmp_path / name, scales=(1.0, 0.75), distill=distill, epochs=1)
+    assert not same(tmp_path / "with", tmp_path / "without")
+    with pytest.raises(UsageError, match="no other to agree with"):
+        trained(data, tmp_path / "run", distill=0.0)
 
 
 def test_other_pictures_cannot_resume_a_run(begun, tmp_path):
@@ -575,7 +599,7 @@ def test_a_damaged_config_is_no_crash(data, begun, tmp_path, content):
 
 CHANGES: list[dict[str, Any]] = [
     {"seed": 1}, {"lr": 0.002}, {"weight_decay": 0.5}, {"warmup": 0.5}, {"clip": 0.01}, {"label_smoothing": 0.0},
-    {"distill": 0.0}, {"ema": 0.0}, {"accumulate": 2}, {"batch": 6}, {"split": 0.5}, {"scales": (1.0, 0.75)},
+    {"ema": 0.0}, {"accumulate": 2}, {"batch": 6}, {"split": 0.5}, {"scales": (1.0, 0.75)},
     {"fit": "stretch"}, {"model": "resnet10n"}, {"imgsz": 96}, {"progressive": False},
     {"augment": AugmentConfig(hflip=False)}, {"augment": AugmentConfig(mixup=0.4)}, {"precision": "bf16"},
     {"unsure": 0.3}, {"augment": AugmentConfig(resolution=1.0)}, {"augment": AugmentConfig(crop=1.0)},

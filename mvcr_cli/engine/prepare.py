@@ -33,7 +33,7 @@ from mvcr_cli.records import CheckReport, PicturePair, Problem
 PROBED_PICTURES = 500
 SMALL_STEM_BELOW = 96
 FINE_STEM_BELOW = 48
-WIDE_SPREAD = 4.0  # of picture sizes: two octaves
+ALIKE, WIDE = 2.0, 4.0  # spread of picture sizes: below an octave, and from two octaves on
 UNSURE_LAYERS: tuple[Layer, ...] = ("blur", "max")  # the surest view must not be sure because its object is large
 # Pixels of the median longer side from which "auto" zooms, if that is also four times the trunk's size.
 ZOOM_FROM = 1024
@@ -198,14 +198,15 @@ def fit_tile(imgsz: int) -> int:
 
 
 def _fit_scales(model: str, spread: float, side: int) -> tuple[float, ...]:
-    """The preset's own set, and a quarter view where the pictures' sizes run over two octaves or more.
+    """One view where all pictures have about one size, the preset's set from an octave on, a quarter view from two.
 
-    Pictures of such different sizes show objects of different sizes once they are all brought to one. Views that are too
-    small to see anything are left out.
+    Pictures of different sizes show objects of different sizes once they are all brought to one. Where they do not,
+    further views cost time in training and bring nothing (docs/results.md). Views that are too small to see anything are
+    left out.
     """
     scales = config_for(model, 2).scales
-    if len(scales) > 1 and spread >= WIDE_SPREAD:
-        scales = (*scales, 0.25)
+    if len(scales) > 1:
+        scales = scales[:1] if spread < ALIKE else (*scales, 0.25) if spread >= WIDE else scales
     return useful_scales(scales, side, stem_for(side))
 
 
