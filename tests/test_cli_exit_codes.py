@@ -146,6 +146,8 @@ REFUSED = [
     "export --from-torch x.pt --format onnx",
     "export --from-torch x.pt --format torch",
     "export --from-torch x.pt --views 1",
+    "export --views auto:2,1",
+    "eval d --views auto:2",
     "export --from-torch x.pt --images 8",
     "export --from-torch x.pt --tolerance 0.1",
     "benchmark mvcr99",

@@ -20,6 +20,7 @@ from mvcr_cli.engine.evaluate import split_record
 from mvcr_cli.engine.views import network_looking, through
 from mvcr_cli.errors import UsageError
 from mvcr_cli.models import build, config_for
+from mvcr_cli.models.mvcr import MultiScaleResNet
 from mvcr_cli.models.scale_set import sureness
 from mvcr_cli.paths import write_json
 
@@ -45,11 +46,13 @@ def pictures(count: int = 6) -> torch.Tensor:
 
 @pytest.mark.parametrize("text", ["2..1/2", "1/2, 1, 2", "2,1.5,1"])
 def test_a_scale_set_is_one_however_it_is_written(text):
-    scales = parse_views(text)
-    assert isinstance(scales, tuple) and 1.0 in scales and scales == tuple(sorted(scales, reverse=True))
+    look, scales = parse_views(text)
+    assert look == "all" and scales is not None
+    assert 1.0 in scales and scales == tuple(sorted(scales, reverse=True))
+    assert parse_views(f"auto:{text}") == ("auto", scales)
 
 
-@pytest.mark.parametrize("text", ["some", "2,1/2", "32,1", "", "1..3"])
+@pytest.mark.parametrize("text", ["some", "2,1/2", "32,1", "", "1..3", "auto:", "auto:auto", "auto: x"])
 def test_what_is_no_way_to_look_is_refused_with_the_ways_there_are(text):
     with pytest.raises(UsageError, match="none of 1, all, auto, and no scale set") as caught:
         parse_views(text)
@@ -67,6 +70,17 @@ def test_weights_that_were_taught_at_one_scale_are_looked_through_at_many(name):
     assert len(views) == 5
     chosen = torch.stack([sureness(view) for view in views]).argmax(0)
     assert torch.allclose(fused, torch.stack(views)[chosen, torch.arange(len(x))], atol=1e-6)
+
+
+@torch.inference_mode()
+def test_the_cheapest_view_is_looked_at_first_and_alone_when_it_is_sure():
+    network = network_looking(checkpoint(), "auto:2,1,1/2")
+    assert isinstance(network, MultiScaleResNet)
+    x = pictures()
+    network.sure = 0.0
+    assert torch.equal(network(x), network.look_at(x, network.config.scales.index(0.5)))
+    network.sure = 1.1
+    assert torch.allclose(network(x), network_looking(checkpoint(), "2,1,1/2")(x), atol=1e-6)
 
 
 @torch.inference_mode()

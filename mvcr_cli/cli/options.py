@@ -79,7 +79,7 @@ Views = Annotated[
     str,
     typer.Option("--views", metavar="1|all|auto|SCALES",
                  help="Look once (about a plain ResNet's cost), through all scales, or until a view is sure; or through these"
-                      " scales, such as 2..1/4, of which the surest decides."),
+                      " scales, such as 2..1/4, of which the surest decides; auto:2..1/4 begins with the cheapest."),
 ]  # fmt: skip
 
 # mvcr train

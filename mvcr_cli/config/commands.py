@@ -92,8 +92,12 @@ class ExportConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        parse_views(self.views)
-        check(self.views != "auto", "--views", self.views, "1, all or a scale set: a graph cannot stop early")
+        check(
+            parse_views(self.views)[0] != "auto",
+            "--views",
+            self.views,
+            "1, all or a scale set: a graph cannot stop early",
+        )
         check(1 <= self.images <= 100_000, "--images", self.images, "between 1 and 100,000")
         check(0 < self.tolerance < 1, "--tolerance", self.tolerance, "between 0 and 1")
         if self.from_torch is not None:

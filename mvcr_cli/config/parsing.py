@@ -36,16 +36,20 @@ def parse_scale_set(text: str) -> tuple[float, ...] | None:
     return None if text.strip() == "auto" else parse_scales(text)
 
 
-def parse_views(text: str) -> Look | tuple[float, ...]:
-    """How a trained network is looked through: "1", "all", "auto", or the scale set of the views."""
+def parse_views(text: str) -> tuple[Look, tuple[float, ...] | None]:
+    """How a trained network is looked through, and the scale set of the views, None for its own.
+
+    "1", "all", "auto"; a set such as "2..1/4", of which all are looked at; or "auto:2..1/4", the cheapest first.
+    """
     if text in get_args(Look):
-        return cast(Look, text)
+        return cast(Look, text), None
     try:
-        return parse_scales(text)
+        return "auto" if text.startswith("auto:") else "all", parse_scales(text.removeprefix("auto:"))
     except UsageError:
         raise UsageError(
             f"--views {text!r} is none of {', '.join(get_args(Look))}, and no scale set",
-            "a scale set has 1 in it and nothing beyond 1/16 and 4: 2..1/2 (half octaves), or 2,1,1/2",
+            "a scale set has 1 in it and nothing beyond 1/16 and 4: 2..1/2 (half octaves), or 2,1,1/2; auto:2..1/2 begins "
+            "with the cheapest",
         ) from None
 
 

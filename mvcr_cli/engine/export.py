@@ -86,8 +86,8 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
         if checkpoint.config.zoom is not None:
             raise UsageError("--views 1: the tiles of a network that zooms are no view", "leave --views out")
         checkpoint = first_view(checkpoint)
-    elif isinstance(views := parse_views(config.views), tuple):
-        checkpoint = through(checkpoint, views)
+    elif (scales := parse_views(config.views)[1]) is not None:
+        checkpoint = through(checkpoint, scales)
     if checkpoint.config.zoom is not None and config.format != "safetensors":
         files, parity = _zoom_files(config, checkpoint, folder, target, track)
     else:

@@ -22,9 +22,9 @@ def network_looking(checkpoint: Checkpoint, views: str) -> Network:
 
     Raises: UsageError when it cannot look so.
     """
-    look = parse_views(views)
-    if isinstance(look, tuple):
-        return through(checkpoint, look).network()
+    look, scales = parse_views(views)
+    if scales is not None:
+        checkpoint = through(checkpoint, scales)
     if look == "auto" and checkpoint.config.zoom is not None:
         raise UsageError("--views auto: a network that zooms always looks at its tiles", "choose --views all or 1")
     network = checkpoint.network()
