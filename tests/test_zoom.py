@@ -377,7 +377,7 @@ def test_pictures_in_advance_stay_within_the_bytes_of_their_candidates(command, 
 
 
 def test_a_plain_network_explains_with_a_map_a_view(data, tmp_path):
-    trained(data, tmp_path / "run", zoom_mode="off", imgsz=96, epochs=1)
+    trained(data, tmp_path / "run", zoom_mode="off", imgsz=96, scales=(1.0, 0.5), epochs=1)
     picture = str(data / "disc" / "000.png")
     (found,) = predict(PredictConfig(inputs=(picture,), run=tmp_path / "run", explain=tmp_path / "why"))
     row = record(found)
