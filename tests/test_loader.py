@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import _thread
 import itertools
+import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +270,23 @@ def test_what_readers_compute_is_counted():
     reader.join(60)
     assert not reader.is_alive()
     assert loader.processor_seconds([reader]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_threads_that_it_does_not_have():
+    end = threading.Event()
+    reader = ReaderThread(partial(end.wait, 60))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, from Python 3.12 on
+        child = os.fork()
+    if child == 0:
+        began = time.monotonic()
+        reader.join(30)
+        os._exit(0 if time.monotonic() - began < 15 and not reader.is_alive() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert reader.is_alive()
+    end.set()
+    reader.join(60)
 
 
 def test_a_thread_that_cannot_begin_is_not_waited_for_for_ever(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import os
 import threading
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ class ReaderThread:
     """
 
     def __init__(self, work: Callable[[], object]) -> None:
-        self._work = work
+        self._work, self._process = work, os.getpid()
         self._began, self._ended = threading.Event(), threading.Event()
         self.ident = _thread.start_new_thread(self._run, ())
         if not self._began.wait(BEGIN_SECONDS):
@@ -34,7 +35,8 @@ class ReaderThread:
             self._ended.set()
 
     def is_alive(self) -> bool:
-        return not self._ended.is_set()
+        return self._process == os.getpid() and not self._ended.is_set()
 
     def join(self, seconds: float) -> None:
-        self._ended.wait(seconds)
+        if self.is_alive():  # threads do not survive a fork, and what waits for one there would wait in vain
+            self._ended.wait(seconds)
