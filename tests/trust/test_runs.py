@@ -694,28 +694,31 @@ def test_a_training_leaves_torch_as_it_was(data, tmp_path, end):
 # Weights of other classes
 
 
-@pytest.fixture(scope="module")
-def swapped(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The network of `undisturbed` with its two outputs, and their names, in the other order."""
-    was = Checkpoint.load(undisturbed / "weights" / "best.safetensors")
+HEADS: dict[str, Any] = {"layers": ("blur", "gem", "heads")}
+
+
+def swapped(weights: Path, path: Path) -> Path:
+    """The network with its two outputs, and their names, in the other order."""
+    was = Checkpoint.load(weights)
     rows = ("fc.weight", "fc.bias", "head3.weight", "head4.weight")
     tensors = {name: tensor.flip(0) if name in rows else tensor for name, tensor in was.tensors.items()}
-    path = tmp_path_factory.mktemp("weights") / "swapped.safetensors"
     dataclasses.replace(was, classes=was.classes[::-1], tensors=tensors).save(path)
     return path
 
 
-def still(data: Path, run: Path, weights: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+def still(data: Path, run: Path, weights: Path, **asked: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The tensors after a training that moves nothing, and what was said about the weights."""
     said: list[str] = []
-    trained(data, run, weights=str(weights), lr=1e-12, epochs=1, ema=0.0, say=said.append)
+    trained(data, run, weights=str(weights), lr=1e-12, epochs=1, ema=0.0, say=said.append, **asked)
     return last(run), [line for line in said if line.startswith("weights:")]
 
 
-def test_the_rows_of_the_last_layer_follow_the_names_of_the_classes(data, undisturbed, swapped, tmp_path):
-    plain, said = still(data, tmp_path / "plain", undisturbed / "weights" / "best.safetensors")
+def test_the_rows_of_the_last_layer_follow_the_names_of_the_classes(data, tmp_path):
+    trained(data, tmp_path / "base", epochs=1, **HEADS)
+    weights = tmp_path / "base" / "weights" / "best.safetensors"
+    plain, said = still(data, tmp_path / "plain", weights, **HEADS)
     assert said == []
-    turned, said = still(data, tmp_path / "turned", swapped)
+    turned, said = still(data, tmp_path / "turned", swapped(weights, tmp_path / "swapped.safetensors"), **HEADS)
     assert len(said) == 1 and "another order" in said[0]
     for name in ("fc.weight", "head3.weight", "fc.bias"):
         torch.testing.assert_close(turned[name], plain[name], rtol=0, atol=1e-6)
