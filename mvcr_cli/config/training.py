@@ -159,13 +159,6 @@ class TrainConfig:
         check(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "between 0 and 1")
         check(0 <= self.distill <= 100, "--distill", self.distill, "between 0 and 100")
         check(0 <= self.unsure <= 10, "--unsure", self.unsure, "between 0 (off) and 10")
-        if self.unsure and self.model == "cnn":
-            raise UsageError("--unsure: the model cnn has no views to doubt", "choose another --model")
-        if self.scales not in (None, (1.0,)) and self.model == "cnn":
-            raise UsageError("--scales: the model cnn has one view", "choose another --model, or leave --scales out")
-        one_view = self.scales == (1.0,) or (self.model or "").startswith(("resnet", "cnn"))
-        if self.distill != TrainConfig.distill and one_view:
-            raise UsageError("--distill: one view has no other to agree with", "leave it out, or name several --scales")
         if self.augment.coarsest != AugmentConfig.coarsest and not self.augment.resolution:
             raise UsageError(
                 "--coarsest is a setting of --resolution, which is off", "leave it out, or --resolution 0.6"
@@ -188,6 +181,17 @@ class TrainConfig:
             raise UsageError("--resume: which run?", "name it: --run RUN")
         check(self.save_every >= 0, "--save-every", self.save_every, "0 (each epoch) or more")
         check_preset(self.model)
+        self._check_views()
+
+    def _check_views(self) -> None:
+        """Refuse what a network of one view, or without stages, does not have."""
+        if self.unsure and self.model == "cnn":
+            raise UsageError("--unsure: the model cnn has no views to doubt", "choose another --model")
+        if self.scales not in (None, (1.0,)) and self.model == "cnn":
+            raise UsageError("--scales: the model cnn has one view", "choose another --model, or leave --scales out")
+        one_view = self.scales == (1.0,) or (self.model or "").startswith(("resnet", "cnn"))
+        if self.distill != TrainConfig.distill and one_view:
+            raise UsageError("--distill: one view has no other to agree with", "leave it out, or name several --scales")
         if self.layers and self.model == "cnn":
             raise UsageError("--layers: the model cnn has no stages to add them to", "choose another --model")
 

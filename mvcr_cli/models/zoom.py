@@ -112,10 +112,8 @@ class SearchScorer(nn.Module):
         assert first.bias is not None
         first.weight /= torch.tensor(std).view(3, 1, 1)
         first.bias -= (first.weight * torch.tensor(mean).view(3, 1, 1)).sum((1, 2, 3))
-        self.colour, self.grey = (
-            first,
-            copy.deepcopy(first),
-        )  # three equal channels are one with the sum of their weights
+        # Of a grey picture all three channels are equal, which is one channel with the sum of their weights.
+        self.colour, self.grey = first, copy.deepcopy(first)
         self.grey.weight = nn.Parameter(first.weight.sum(1, keepdim=True), requires_grad=False)
         self.grey.in_channels = 1
         self.layers = nn.Sequential(nn.ReLU(True), second, nn.ReLU(True), third, nn.ReLU(True), scorer.score)
