@@ -7,6 +7,7 @@ the scorer alone, so tiles can be cached by content and a resumed run sees the s
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -204,21 +205,24 @@ def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None) -> tuple[
     Shape: (C, 4), (C,).
     """
     energies, scores = _maps(picture, zoom, finder)
+    salient = [salience(energy) for energy in energies]
     grid = round(zoom.candidates * zoom.grid)
     learned = 0 if finder is None else round(zoom.candidates * zoom.learned)
     centres: list[tuple[float, float, int]] = []
     for octave, most in enumerate(_quotas(zoom.candidates - grid - learned, zoom.octaves)):
         size = cell_px(octave)
-        centres += [(column * size, row * size, octave) for row, column in find_peaks(energies[octave], most)]
+        centres += [
+            (column * size, row * size, octave) for row, column in find_peaks(energies[octave], salient[octave], most)
+        ]
     for octave, most in enumerate(_quotas(learned, zoom.octaves)):
         centres += _found(scores[octave], octave, most, zoom.tile_px, centres) if most else []
     centres += _spread(picture.size, zoom.candidates - len(centres), zoom.octaves)
     boxes = [_box(x, y, octave, zoom.tile_px, picture.size) for x, y, octave in centres]
-    return np.array(boxes, np.int32), _prior(energies, centres)
+    return np.array(boxes, np.int32), _prior(salient, centres)
 
 
-def _prior(energies: list[Tensor], centres: list[tuple[float, float, int]]) -> NDArray[np.float32]:
-    maps = [salience(energy).numpy() for energy in energies]
+def _prior(salient: list[Tensor], centres: list[tuple[float, float, int]]) -> NDArray[np.float32]:
+    maps = [of_octave.numpy() for of_octave in salient]
     found = []
     for x, y, octave in centres:
         rows, columns = maps[octave].shape
@@ -233,39 +237,84 @@ def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None) -> tuple[li
     """Energies and scores of every octave, from strips at half size."""
     unit = alignment(zoom.octaves)
     rows = unit * max(1, STRIP_PIXELS // picture.size[0] // unit)
-    energies: list[list[Tensor]] = [[] for _ in range(zoom.octaves)]
-    search = None if finder is None else _Search(finder, zoom.octaves)
+    energies = [_GrowingMap(picture.size[1] / cell_px(octave)) for octave in range(zoom.octaves)]
+    search = None if finder is None else _Search(finder, zoom.octaves, picture.size[1])
     for _, strip in picture.strips(rows // 2, 2):
-        x = torch.from_numpy(np.array(strip)).permute(2, 0, 1).contiguous().float().div_(255)  # 1 or 3 x h x w
+        x = torch.from_numpy(_plain_grey(strip)).permute(2, 0, 1).contiguous().float().div_(255)  # 1 or 3 x h x w
         luma = x[0] if len(x) == 1 else x[0] * _LUMA[0] + x[1] * _LUMA[1] + x[2] * _LUMA[2]
-        for octave, energy in enumerate(cell_energies(luma, zoom.octaves)):
-            energies[octave].append(energy)
+        for energy, part in zip(energies, cell_energies(luma, zoom.octaves), strict=True):
+            energy.add(part)
         if search is not None:
             search.add(x)
-    return [torch.cat(parts) for parts in energies], [] if search is None else search.scores()
+    return [energy.whole() for energy in energies], [] if search is None else search.scores()
+
+
+def _plain_grey(strip: Pixels) -> Pixels:
+    """A copy, of one channel where all three agree: a third of the work. Shape: (h, w, 1 or 3) -> (h, w, 1 or 3)."""
+
+    def grey(pixels: Pixels) -> bool:
+        return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
+
+    if strip.shape[2] == 3 and grey(strip[::8, ::8]) and grey(strip):  # a colour is mostly seen at the first look
+        return strip[..., :1].copy()
+    return np.array(strip)
+
+
+class _GrowingMap:
+    """A map that comes in strips, from top to bottom, in memory that is taken once.
+
+    Small strips kept between large tensors that come and go would scatter the heap, a hundred megabytes of a large picture.
+
+    Args:
+        rows: of the whole map, at most.
+    """
+
+    def __init__(self, rows: float) -> None:
+        self._rows, self._filled = math.ceil(rows), 0
+        self._map = torch.empty(0, 0)
+
+    def add(self, part: Tensor) -> None:
+        """The next rows. Shape: (h, W)."""
+        if not self._filled:
+            self._map = part.new_empty(self._rows, part.shape[1])
+        self._map[self._filled : self._filled + len(part)] = part
+        self._filled += len(part)
+
+    def whole(self) -> Tensor:
+        return self._map[: self._filled]
 
 
 class _Search:
-    """The learned proposal over a picture that comes in strips; the last rows of a strip are kept for the next."""
+    """The learned proposal over a picture that comes in strips; the last rows of a strip are kept for the next.
 
-    def __init__(self, finder: Finder, octaves: int) -> None:
+    Args:
+        height: of the picture in pixels.
+    """
+
+    def __init__(self, finder: Finder, octaves: int, height: int) -> None:
         self.finder = finder
         self.kept: list[Tensor | None] = [None] * octaves
-        self.parts: list[list[Tensor]] = [[] for _ in range(octaves)]
+        self.maps = [_GrowingMap(height / (TileScorer.STRIDE * (2 << octave))) for octave in range(octaves)]
 
     def add(self, x: Tensor) -> None:
         for octave, kept in enumerate(self.kept):
             if octave:
                 x = _halved(x)
-            rows = x if kept is None else torch.cat((kept, x), 1)
+            rows = x if kept is None else _below(kept, x)
             count = (rows.shape[1] - TileScorer.REACH) // TileScorer.STRIDE + 1
             if count > 0 and rows.shape[2] >= TileScorer.REACH:
-                self.parts[octave].append(self.finder(rows[None])[0])
-                rows = rows[:, count * TileScorer.STRIDE :]
+                self.maps[octave].add(self.finder(rows[None])[0])
+                rows = rows[:, count * TileScorer.STRIDE :].clone()  # the strip itself is let go
             self.kept[octave] = rows
 
     def scores(self) -> list[Tensor]:
-        return [torch.cat(parts) if parts else torch.empty(0, 0) for parts in self.parts]
+        return [found.whole() for found in self.maps]
+
+
+def _below(kept: Tensor, x: Tensor) -> Tensor:
+    """Rows and the next ones, of three channels where one of them has a colour. Shape: (C, h, w), (C, k, w)."""
+    channels = max(len(kept), len(x))
+    return torch.cat((kept.expand(channels, -1, -1), x.expand(channels, -1, -1)), 1)
 
 
 def _halved(x: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ of an object instead of its extremum, and one response an octave.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +30,7 @@ FLAT = 1e-4  # energy, of 1, below which nothing stands out
 SURROUNDINGS = 9  # cells
 CALM = 0.01  # energy of surroundings that are quiet enough
 _TIES = 32  # maxima looked at for each that is wanted
+_ROWS_AT_ONCE = 128  # of a map
 
 
 def cell_px(octave: int) -> int:
@@ -61,19 +64,22 @@ def cell_energies(half: Tensor, octaves: int) -> list[Tensor]:
 
 def salience(energy: Tensor) -> Tensor:
     """Energy in the window around every cell over that of its surroundings; 0 where all is flat. Shape: (H, W) -> (H, W)."""
-    e = energy[None, None]
-    window, around = _box(_box(e, 3), 3), _box(e, SURROUNDINGS)
-    return (window / (around + CALM) * (window > FLAT))[0, 0]
+    found = torch.empty_like(energy)
+    for first, own, rows in _in_parts(energy, SURROUNDINGS // 2):
+        e = rows[None, None]
+        window, around = _box(_box(e, 3), 3), _box(e, SURROUNDINGS)
+        found[first : first + _ROWS_AT_ONCE] = (window / (around + CALM) * (window > FLAT))[0, 0, own]
+    return found
 
 
-def find_peaks(energy: Tensor, most: int) -> list[tuple[float, float]]:
-    """Row and column, in cells, of what stands out most, most salient first.
+def find_peaks(energy: Tensor, salient: Tensor, most: int) -> list[tuple[float, float]]:
+    """Row and column, in cells, of what stands out most, most salient first; `salient` is the energy's `salience`.
 
     A place is the centre of gravity of the energy around the peak, finer than the cells.
 
-    Shape: (H, W) -> at most `most` pairs; (0.5, 0.5) is the middle of the first cell.
+    Shape: (H, W), (H, W) -> at most `most` pairs; (0.5, 0.5) is the middle of the first cell.
     """
-    peaks = local_maxima(salience(energy), most, floor=0.0)
+    peaks = local_maxima(salient, most, floor=0.0)
     padded = F.pad(energy[None, None], (2, 2, 2, 2))[0, 0]
     around = torch.arange(5, dtype=energy.dtype) - 2
     places = []
@@ -92,10 +98,7 @@ def local_maxima(values: Tensor, most: int, *, floor: float) -> list[tuple[int, 
     """
     if not values.numel():
         return []
-    top = F.max_pool2d(values[None, None], 5, 1, 2)[0, 0]
-    peaks = values.where((values == top) & (values > floor), -torch.inf).flatten()
-    heights, places = peaks.topk(min(_TIES * most, len(peaks)))  # where nothing is, all cells are equal, and many
-    places = places[heights > -torch.inf].sort().values
+    places = torch.cat(list(_highest(values, most, floor))).sort().values
     places = places[values.flatten()[places].argsort(descending=True, stable=True)]
     kept: dict[tuple[int, int], None] = {}
     for place in places.tolist():  # cells of equal height may be neighbours
@@ -107,9 +110,32 @@ def local_maxima(values: Tensor, most: int, *, floor: float) -> list[tuple[int, 
     return list(kept)
 
 
+def _highest(values: Tensor, most: int, floor: float) -> Iterator[Tensor]:
+    """Flat indices of the highest local maxima of each part of a map; no more than can matter."""
+    for first, own, rows in _in_parts(values, 2):
+        top = F.max_pool2d(F.max_pool2d(rows[None, None], (5, 1), 1, (2, 0)), (1, 5), 1, (0, 2))[0, 0, own]
+        peaks = rows[own].where((rows[own] == top) & (rows[own] > floor), -torch.inf).flatten()
+        heights, places = peaks.topk(min(_TIES * most, len(peaks)))  # where nothing is, all cells are equal, and many
+        yield places[heights > -torch.inf] + first * values.shape[1]
+
+
+def _in_parts(values: Tensor, halo: int) -> Iterator[tuple[int, slice, Tensor]]:
+    """A map, which may be of many megabytes, some rows at a time with `halo` rows of its neighbours on either side.
+
+    Yields: the first row, where the own rows are, and all of them.
+    """
+    for first in range(0, len(values), _ROWS_AT_ONCE):
+        above = max(0, first - halo)
+        own = slice(first - above, first - above + _ROWS_AT_ONCE)
+        yield first, own, values[above : first + _ROWS_AT_ONCE + halo]
+
+
 def _average(x: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
 
 
 def _box(x: Tensor, cells: int) -> Tensor:
-    return F.avg_pool2d(x, cells, 1, cells // 2, count_include_pad=False)
+    """Means of `cells` x `cells`, rows first and columns then: two sums of `cells` a value instead of one of its square."""
+    half = cells // 2
+    rows = F.avg_pool2d(x, (cells, 1), 1, (half, 0), count_include_pad=False)
+    return F.avg_pool2d(rows, (1, cells), 1, (0, half), count_include_pad=False)
