@@ -1,13 +1,15 @@
 """Put solar cells together to modules: large real pictures in which a few cracked cells of twenty-four decide.
 
 Data: the cells of examples/elpv.py (CC BY-NC-SA 4.0: downloaded, never distributed). A module is six by four cells of
-300x300 px, 1800x1200 px in all, each cell mirrored and turned at random. A "cracked" module has one to three cells whose
-defect probability is 1, all other cells have 0; an "intact" one has none. Cells of test modules come from other blocks
-of 60 neighbouring cells than those of training modules.
+300x300 px, 1800x1200 px in all, each cell mirrored and turned at random. A "cracked" module has some cells, one to three
+unless told otherwise, whose defect probability is 1, all other cells have 0; an "intact" one has none. Cells of test
+modules come from other blocks of 60 neighbouring cells than those of training modules.
 
-    python examples/elpv_modules.py OUT --wheel elpv_dataset-*.whl [--train 600] [--test 200] [--most-cracked 3] [--seed 0]
+    python examples/elpv_modules.py OUT --wheel elpv_dataset-*.whl [--train 600] [--test 200]
+        [--least-cracked 1] [--most-cracked 3] [--seed 0] [--cells]
 
-OUT/{train,val}/{cracked,intact}/*.jpg, half of each.
+OUT/{train,val}/{cracked,intact}/*.jpg, half of each. With --cells, the cells that they are made of instead:
+OUT/{train,val}/{defective,functional}/*.png.
 """
 
 from __future__ import annotations
@@ -32,19 +34,31 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, required=True, help="pip download --no-deps elpv-dataset")
     parser.add_argument("--train", type=int, default=600)
     parser.add_argument("--test", type=int, default=200)
+    parser.add_argument("--least-cracked", type=int, default=1)
     parser.add_argument("--most-cracked", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cells", action="store_true")
     options = parser.parse_args()
     cells = read_cells(options.wheel, options.seed)
+    if options.cells:
+        save_cells(cells, options.out)
+        return
     for part, count in (("train", options.train), ("val", options.test)):
         for number in range(count):
             rng = np.random.default_rng([options.seed, part == "val", number])
-            cracked = int(rng.integers(1, options.most_cracked + 1)) if number % 2 else 0
+            cracked = int(rng.integers(options.least_cracked, options.most_cracked + 1)) if number % 2 else 0
             module = draw(cells[part, "defective"], cells[part, "functional"], cracked, rng)
             target = options.out / part / ("cracked" if cracked else "intact") / f"{number:05d}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(module).save(target, quality=95)
     print(f"{options.train} training and {options.test} test modules in {options.out}", file=sys.stderr)
+
+
+def save_cells(cells: dict[tuple[str, str], Cells], out: Path) -> None:
+    for (part, state), pictures in cells.items():
+        (out / part / state).mkdir(parents=True, exist_ok=True)
+        for number, cell in enumerate(pictures):
+            Image.fromarray(cell).save(out / part / state / f"{number:04d}.png")
 
 
 def read_cells(wheel: Path, seed: int) -> dict[tuple[str, str], Cells]:
