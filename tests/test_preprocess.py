@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mvcr_cli.config import IMAGENET_MEAN, IMAGENET_STD
-from mvcr_cli.data.preprocess import Preprocess, PreprocessGraph
+from mvcr_cli.data.preprocess import Preprocess, PreprocessGraph, grey_if_grey
 from mvcr_cli.errors import UsageError
 
 SIZES = [(333, 257), (257, 333), (1, 50), (50, 1), (500, 3), (3, 500), (64, 64), (2, 900), (1, 1), (97, 97), (31, 640)]
@@ -129,3 +129,13 @@ def test_it_survives_a_round_trip_through_json(preprocess):
 def test_what_is_no_policy_is_refused(change):
     with pytest.raises((UsageError, ValueError, TypeError)):
         Preprocess.from_dict(Preprocess(size=32).to_dict() | change)
+
+
+@pytest.mark.parametrize(("height", "coloured"), [(1, 0), (300, 299), (700, 255), (700, 256)])
+def test_a_picture_is_grey_when_all_its_rows_are(height, coloured):
+    pixels = np.full((height, 5, 3), 9, np.uint8)
+    grey = grey_if_grey(Image.fromarray(pixels))
+    assert grey.mode == "L" and (np.asarray(grey) == 9).all()
+    pixels[coloured, 2, 2] += 1
+    colour = Image.fromarray(pixels)
+    assert grey_if_grey(colour) is colour
