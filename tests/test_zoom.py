@@ -20,14 +20,13 @@ from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import MEBIBYTE, EvalConfig, ExportConfig, ModelConfig, PredictConfig, ZoomConfig
 from mvcr_cli.data import tiles as tiles_module
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.data.search import Search, plain_grey
 from mvcr_cli.data.tiles import (
     BATCHES_HELD,
     MARGIN,
     TileBatch,
     TileReader,
     Tiles,
-    _plain_grey,
-    _Search,
     cut_tiles,
     open_picture,
     propose,
@@ -97,7 +96,7 @@ def test_grey_strips_are_searched_in_one_channel_until_one_has_a_colour():
         seen.append(rows.shape[1])
         return finder(rows)
 
-    search = _Search(noted, 1, 260)
+    search = Search(noted, 1, 260)
     for top in range(0, 130, 26):
         strip = x[:, top : top + 26]
         search.add(strip if (strip[0] != strip[1]).any() else strip[:1])
@@ -107,15 +106,15 @@ def test_grey_strips_are_searched_in_one_channel_until_one_has_a_colour():
 
 def test_the_copy_of_a_strip_is_grey_only_where_all_of_it_is():
     strip = np.full((20, 30, 3), 7, np.uint8)
-    assert _plain_grey(strip).shape == (20, 30, 1)
+    assert plain_grey(strip).shape == (20, 30, 1)
     strip[3, 5, 2] = 8  # between the pixels of the first look
-    assert _plain_grey(strip).shape == (20, 30, 3)
+    assert plain_grey(strip).shape == (20, 30, 3)
 
 
 def test_strips_have_the_scores_of_the_whole():
     finder = TileScorer().eval()
     x = torch.rand(3, 130, 97, generator=torch.Generator().manual_seed(0))
-    search = _Search(finder, 2, 260)
+    search = Search(finder, 2, 260)
     with torch.no_grad():
         for top in range(0, 130, 26):
             search.add(x[:, top : top + 26])

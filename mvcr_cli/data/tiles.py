@@ -1,4 +1,4 @@
-"""Tiles of large pictures: proposed by SIFT's detector, by a learned scorer and by a grid, then cut at native resolution.
+"""Tiles of large pictures: proposed from the maps of `search` and by a grid, then cut at native resolution.
 
 A picture is read in strips, so memory does not grow with its size. What is proposed is a function of the picture and of
 the scorer alone, so tiles can be cached by content and a resumed run sees the same ones.
@@ -7,15 +7,12 @@ the scorer alone, so tiles can be cached by content and a resumed run sees the s
 from __future__ import annotations
 
 import contextlib
-import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -26,35 +23,19 @@ from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.huge import open_huge
 from mvcr_cli.data.images import HUGE_ABOVE, load_picture
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey, image_bytes
+from mvcr_cli.data.search import Finder, Picture, Pixels, energies_and_scores
 from mvcr_cli.data.trail import Trail
 from mvcr_cli.data.turning import Box
-from mvcr_cli.models.sift import alignment, cell_energies, cell_px, find_peaks, local_maxima, salience
+from mvcr_cli.models.sift import cell_px, find_peaks, local_maxima, salience
 from mvcr_cli.models.zoom import TileScorer
 
-Pixels = NDArray[np.uint8]
-Finder = Callable[[Tensor], Tensor]  # `SearchScorer`, or what runs an exported one
 QUIET = 0.01  # salience that counts as none
 MARGIN = 4  # pixels around a tile that its random shift may show
-STRIP_PIXELS = 2_000_000  # of a strip at full size, about; more would not fit the processor's cache
 # Bytes of candidates that a judgement may hold: an eighth of what --memory grants a training by default, which leaves a
 # machine of 4 GB room for the network and for what is being decoded.
 CANDIDATE_BYTES = 512 * MEBIBYTE
 BATCHES_HELD = 4  # two are read in advance, one is complete, and its copy is being judged
-_LUMA = (0.299, 0.587, 0.114)
 _R2 = (0.7548776662466927, 0.5698402909980532)  # the two-dimensional golden ratio: any first n points spread evenly
-
-
-class Picture(Protocol):
-    """What is asked of a picture here; see `HugePicture`."""
-
-    @property
-    def size(self) -> tuple[int, int]: ...
-
-    def glance(self, side: int) -> Image.Image: ...
-
-    def strips(self, rows: int, shrink: int) -> Iterator[tuple[int, Pixels]]: ...
-
-    def tiles(self, boxes: Sequence[Box], px: int) -> list[Pixels]: ...
 
 
 class WholePicture:
@@ -204,7 +185,7 @@ def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None) -> tuple[
 
     Shape: (C, 4), (C,).
     """
-    energies, scores = _maps(picture, zoom, finder)
+    energies, scores = energies_and_scores(picture, zoom, finder)
     salient = [salience(energy) for energy in energies]
     grid = round(zoom.candidates * zoom.grid)
     learned = 0 if finder is None else round(zoom.candidates * zoom.learned)
@@ -231,98 +212,6 @@ def _prior(salient: list[Tensor], centres: list[tuple[float, float, int]]) -> ND
     logarithm = np.log(np.array(found, np.float32) + QUIET)
     prior: NDArray[np.float32] = (logarithm - logarithm.max()).astype(np.float32)
     return prior
-
-
-def _maps(picture: Picture, zoom: ZoomConfig, finder: Finder | None) -> tuple[list[Tensor], list[Tensor]]:
-    """Energies and scores of every octave, from strips at half size."""
-    unit = alignment(zoom.octaves)
-    rows = unit * max(1, STRIP_PIXELS // picture.size[0] // unit)
-    energies = [_GrowingMap(picture.size[1] / cell_px(octave)) for octave in range(zoom.octaves)]
-    search = None if finder is None else _Search(finder, zoom.octaves, picture.size[1])
-    for _, strip in picture.strips(rows // 2, 2):
-        x = torch.from_numpy(_plain_grey(strip)).permute(2, 0, 1).contiguous().float().div_(255)  # 1 or 3 x h x w
-        luma = x[0] if len(x) == 1 else x[0] * _LUMA[0] + x[1] * _LUMA[1] + x[2] * _LUMA[2]
-        for energy, part in zip(energies, cell_energies(luma, zoom.octaves), strict=True):
-            energy.add(part)
-        if search is not None:
-            search.add(x)
-    return [energy.whole() for energy in energies], [] if search is None else search.scores()
-
-
-def _plain_grey(strip: Pixels) -> Pixels:
-    """A copy, of one channel where all three agree: a third of the work. Shape: (h, w, 1 or 3) -> (h, w, 1 or 3)."""
-
-    def grey(pixels: Pixels) -> bool:
-        return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
-
-    if strip.shape[2] == 3 and grey(strip[::8, ::8]) and grey(strip):  # a colour is mostly seen at the first look
-        return strip[..., :1].copy()
-    return np.array(strip)
-
-
-class _GrowingMap:
-    """A map that comes in strips, from top to bottom, in memory that is taken once.
-
-    Small strips kept between large tensors that come and go would scatter the heap, a hundred megabytes of a large picture.
-
-    Args:
-        rows: of the whole map, at most.
-    """
-
-    def __init__(self, rows: float) -> None:
-        self._rows, self._filled = math.ceil(rows), 0
-        self._map = torch.empty(0, 0)
-
-    def add(self, part: Tensor) -> None:
-        """The next rows. Shape: (h, W)."""
-        if not self._filled:
-            self._map = part.new_empty(self._rows, part.shape[1])
-        self._map[self._filled : self._filled + len(part)] = part
-        self._filled += len(part)
-
-    def whole(self) -> Tensor:
-        return self._map[: self._filled]
-
-
-class _Search:
-    """The learned proposal over a picture that comes in strips; the last rows of a strip are kept for the next.
-
-    Args:
-        height: of the picture in pixels.
-    """
-
-    def __init__(self, finder: Finder, octaves: int, height: int) -> None:
-        self.finder = finder
-        self.kept: list[Tensor | None] = [None] * octaves
-        self.maps = [_GrowingMap(height / (TileScorer.STRIDE * (2 << octave))) for octave in range(octaves)]
-
-    def add(self, x: Tensor) -> None:
-        for octave, kept in enumerate(self.kept):
-            if octave:
-                x = _halved(x)
-            rows = x if kept is None else _below(kept, x)
-            count = (rows.shape[1] - TileScorer.REACH) // TileScorer.STRIDE + 1
-            if count > 0 and rows.shape[2] >= TileScorer.REACH:
-                self.maps[octave].add(self.finder(rows[None])[0])
-                rows = rows[:, count * TileScorer.STRIDE :].clone()  # the strip itself is let go
-            self.kept[octave] = rows
-
-    def scores(self) -> list[Tensor]:
-        return [found.whole() for found in self.maps]
-
-
-def _below(kept: Tensor, x: Tensor) -> Tensor:
-    """Rows and the next ones, of three channels where one of them has a colour. Shape: (C, h, w), (C, k, w)."""
-    channels = max(len(kept), len(x))
-    return torch.cat((kept.expand(channels, -1, -1), x.expand(channels, -1, -1)), 1)
-
-
-def _halved(x: Tensor) -> Tensor:
-    """Means of 2 x 2, of fewer at the edge: `avg_pool2d` takes three times as long. Shape: (C, h, w) -> (C, ceil, ceil)."""
-    if x.shape[-2] % 2 or x.shape[-1] % 2:
-        x = F.pad(x[None], (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate")[0]
-    rows = x[:, ::2] + x[:, 1::2]
-    return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
 
 
 def _found(scores: Tensor, octave: int, most: int, tile_px: int,
