@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mvcr_cli.config import IMAGENET_MEAN, IMAGENET_STD, Fit, check_imgsz
 from mvcr_cli.models.scale_set import resize_matrix, view_side
 
-_ROWS_COMPARED = 256  # at once, when a picture is asked whether it is grey
+# At once, when a picture is asked whether it is grey: a large one is not copied whole, and a colour ends it early.
+_ROWS_COMPARED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +92,7 @@ def grey_if_grey(image: Image.Image) -> Image.Image:
     """A grey picture in one channel costs a third of the cache and of the augmentation."""
     if image.mode == "L":
         return image
-    for top in range(
-        0, image.height, _ROWS_COMPARED
-    ):  # a large picture is not copied whole, and a colour ends it early
+    for top in range(0, image.height, _ROWS_COMPARED):
         pixels = np.asarray(image.crop((0, top, image.width, min(top + _ROWS_COMPARED, image.height))))
         if not (np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2])):
             return image
