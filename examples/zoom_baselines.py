@@ -122,7 +122,9 @@ def propose_blindly(at_random: bool) -> None:
 
     if at_random:
         tiles._spread = scattered
-    tiles.propose = lambda picture, zoom, _: propose(picture, replace(zoom, grid=1.0, learned=0.0), None)
+    tiles.propose = lambda picture, zoom, _, glance: propose(
+        picture, replace(zoom, grid=1.0, learned=0.0), None, glance
+    )
 
 
 def count_processor_time() -> None:

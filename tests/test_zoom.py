@@ -96,7 +96,7 @@ def test_grey_strips_are_searched_in_one_channel_until_one_has_a_colour():
         seen.append(rows.shape[1])
         return finder(rows)
 
-    search = Search(noted, 1, 260)
+    search = Search(noted, 1, (194, 260))
     for top in range(0, 130, 26):
         strip = x[:, top : top + 26]
         search.add(strip if (strip[0] != strip[1]).any() else strip[:1])
@@ -114,7 +114,7 @@ def test_the_copy_of_a_strip_is_grey_only_where_all_of_it_is():
 def test_strips_have_the_scores_of_the_whole():
     finder = TileScorer().eval()
     x = torch.rand(3, 130, 97, generator=torch.Generator().manual_seed(0))
-    search = Search(finder, 2, 260)
+    search = Search(finder, 2, (194, 260))
     with torch.no_grad():
         for top in range(0, 130, 26):
             search.add(x[:, top : top + 26])

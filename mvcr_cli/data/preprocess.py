@@ -16,7 +16,7 @@ from mvcr_cli.config import IMAGENET_MEAN, IMAGENET_STD, Fit, check_imgsz
 from mvcr_cli.models.scale_set import resize_matrix, view_side
 
 # At once, when a picture is asked whether it is grey: a large one is not copied whole, and a colour ends it early.
-_ROWS_COMPARED = 256
+_ROWS_COMPARED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,9 @@ def grey_if_grey(image: Image.Image) -> Image.Image:
     if image.mode == "L":
         return image
     for top in range(0, image.height, _ROWS_COMPARED):
-        pixels = np.asarray(image.crop((0, top, image.width, min(top + _ROWS_COMPARED, image.height))))
-        if not (np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2])):
+        bands = image.crop((0, top, image.width, min(top + _ROWS_COMPARED, image.height))).split()
+        first, second, third = map(np.asarray, bands)
+        if not (np.array_equal(first, second) and np.array_equal(first, third)):
             return image
     return image.getchannel(0)
 

@@ -11,19 +11,18 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mvcr_cli.config import ZoomConfig
+from mvcr_cli.data.glance import Glance, Pixels
+from mvcr_cli.data.plain_ground import ALL_COLUMNS, Columns, PlainGround
 from mvcr_cli.data.turning import Box
-from mvcr_cli.models.sift import alignment, cell_energies, cell_px
+from mvcr_cli.models.sift import alignment, block_means, cell_energies, cell_px
 from mvcr_cli.models.zoom import TileScorer
 
-Pixels = NDArray[np.uint8]
 Finder = Callable[[Tensor], Tensor]  # `SearchScorer`, or what runs an exported one
-STRIP_PIXELS = 2_000_000  # of a strip at full size, about; more would not fit the processor's cache
+STRIP_PIXELS = 3_000_000  # of a strip at full size, about; more would not fit the processor's cache
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -40,19 +39,27 @@ class Picture(Protocol):
     def tiles(self, boxes: Sequence[Box], px: int) -> list[Pixels]: ...
 
 
-def energies_and_scores(picture: Picture, zoom: ZoomConfig, finder: Finder | None) -> tuple[list[Tensor], list[Tensor]]:
-    """Energies and scores of every octave, from strips at half size."""
+def energies_and_scores(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
+                        glance: Glance | None = None) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Energies and scores of every octave, from strips at half size, of which a glance is taken on the way if asked for."""
     unit = alignment(zoom.octaves)
-    rows = unit * max(1, STRIP_PIXELS // picture.size[0] // unit)
-    energies = [_GrowingMap(picture.size[1] / cell_px(octave)) for octave in range(zoom.octaves)]
-    search = None if finder is None else Search(finder, zoom.octaves, picture.size[1])
+    width, height = picture.size
+    rows = unit * max(1, STRIP_PIXELS // width // unit)
+    energies = [_GrowingMap(height / cell_px(octave)) for octave in range(zoom.octaves)]
+    search = None if finder is None else Search(finder, zoom.octaves, picture.size)
+    ground = PlainGround(unit // 2)
     for _, strip in picture.strips(rows // 2, 2):
-        x = torch.from_numpy(plain_grey(strip)).permute(2, 0, 1).contiguous().float().div_(255)  # 1 or 3 x h x w
+        if glance is not None:
+            glance.add(strip)
+        columns = ground.columns(strip)
+        looked = plain_grey(columns.cut(strip, ground.block))
+        x = torch.from_numpy(looked).permute(2, 0, 1).contiguous().float().div_(255)  # 1 or 3 x h x w
         luma = x[0] if len(x) == 1 else x[0] * _LUMA[0] + x[1] * _LUMA[1] + x[2] * _LUMA[2]
-        for energy, part in zip(energies, cell_energies(luma, zoom.octaves), strict=True):
-            energy.add(part)
+        for octave, part in enumerate(cell_energies(luma, zoom.octaves)):
+            cells = -(-width // cell_px(octave))
+            energies[octave].add(columns.widen(part, unit // cell_px(octave), cells, 0.0))
         if search is not None:
-            search.add(x)
+            search.add(x, columns)
     return [energy.whole() for energy in energies], [] if search is None else search.scores()
 
 
@@ -95,24 +102,40 @@ class Search:
     """The learned proposal over a picture that comes in strips; the last rows of a strip are kept for the next.
 
     Args:
-        height: of the picture in pixels.
+        size: width and height of the picture in pixels.
     """
 
-    def __init__(self, finder: Finder, octaves: int, height: int) -> None:
+    def __init__(self, finder: Finder, octaves: int, size: tuple[int, int]) -> None:
         self.finder = finder
+        self.block = alignment(octaves) // 2
         self.kept: list[Tensor | None] = [None] * octaves
-        self.maps = [_GrowingMap(height / (TileScorer.STRIDE * (2 << octave))) for octave in range(octaves)]
+        self.widths = [-(-size[0] // (2 << octave)) for octave in range(octaves)]
+        self._of_ground: dict[tuple[float, ...], float] = {}
+        self.maps = [_GrowingMap(size[1] / (TileScorer.STRIDE * (2 << octave))) for octave in range(octaves)]
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor, columns: Columns = ALL_COLUMNS) -> None:
+        """The next strip. Shape: (1 or 3, h, w), the given columns of a strip at half size."""
         for octave, kept in enumerate(self.kept):
+            block, width = self.block >> octave, self.widths[octave]
             if octave:
-                x = _halved(x)
-            rows = x if kept is None else _below(kept, x)
+                x = block_means(x, 2)
+            rows = x if kept is None else _below(columns.narrow(kept, block), x)
             count = (rows.shape[1] - TileScorer.REACH) // TileScorer.STRIDE + 1
-            if count > 0 and rows.shape[2] >= TileScorer.REACH:
-                self.maps[octave].add(self.finder(rows[None])[0])
+            ground = torch.tensor(columns.ground[: len(rows)]).view(-1, 1, 1)
+            if count > 0 and width >= TileScorer.REACH:
+                scores, most = self.finder(rows[None])[0], (width - TileScorer.REACH) // TileScorer.STRIDE + 1
+                if columns.runs is not None:
+                    scores = columns.widen(scores, block // TileScorer.STRIDE, most, self._score(columns.ground))
+                self.maps[octave].add(scores)
                 rows = rows[:, count * TileScorer.STRIDE :].clone()  # the strip itself is let go
-            self.kept[octave] = rows
+            self.kept[octave] = columns.widen(rows, block, width, ground)
+
+    def _score(self, ground: tuple[float, ...]) -> float:
+        """Of a place in which there is nothing else."""
+        if ground not in self._of_ground:
+            place = torch.tensor(ground).view(1, -1, 1, 1).expand(-1, -1, TileScorer.REACH, TileScorer.REACH)
+            self._of_ground[ground] = float(self.finder(place))
+        return self._of_ground[ground]
 
     def scores(self) -> list[Tensor]:
         return [found.whole() for found in self.maps]
@@ -122,11 +145,3 @@ def _below(kept: Tensor, x: Tensor) -> Tensor:
     """Rows and the next ones, of three channels where one of them has a colour. Shape: (C, h, w), (C, k, w)."""
     channels = max(len(kept), len(x))
     return torch.cat((kept.expand(channels, -1, -1), x.expand(channels, -1, -1)), 1)
-
-
-def _halved(x: Tensor) -> Tensor:
-    """Means of 2 x 2, of fewer at the edge: `avg_pool2d` takes three times as long. Shape: (C, h, w) -> (C, ceil, ceil)."""
-    if x.shape[-2] % 2 or x.shape[-1] % 2:
-        x = F.pad(x[None], (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate")[0]
-    rows = x[:, ::2] + x[:, 1::2]
-    return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)

@@ -20,10 +20,11 @@ from torch import Tensor
 from mvcr_cli.config import MEBIBYTE, AugmentConfig, ZoomConfig
 from mvcr_cli.data.cache import ReadCache
 from mvcr_cli.data.folder import Sample
+from mvcr_cli.data.glance import Glance, Pixels
 from mvcr_cli.data.huge import open_huge
 from mvcr_cli.data.images import HUGE_ABOVE, load_picture
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey, image_bytes
-from mvcr_cli.data.search import Finder, Picture, Pixels, energies_and_scores
+from mvcr_cli.data.search import Finder, Picture, energies_and_scores
 from mvcr_cli.data.trail import Trail
 from mvcr_cli.data.turning import Box
 from mvcr_cli.models.sift import cell_px, find_peaks, local_maxima, salience
@@ -171,21 +172,25 @@ class TileReader(ReadCache[str, tuple[Image.Image, Tiles]]):
 
     def look(self, picture: Picture) -> tuple[Image.Image, Tiles]:
         """Glance and candidates of an open picture. Raises: BadImage."""
-        glance = grey_if_grey(picture.glance(2 * self.preprocess.size))
-        boxes, prior = propose(picture, self.zoom, self.finder)
-        return glance, cut_tiles(picture, boxes, prior, self.zoom)
+        side = 2 * self.preprocess.size
+        halves = Glance((-(-picture.size[0] // 2), -(-picture.size[1] // 2)), side)
+        boxes, prior = propose(picture, self.zoom, self.finder, halves)
+        glance = halves.image() if max(picture.size) >= 2 * side else picture.glance(side)
+        return grey_if_grey(glance), cut_tiles(picture, boxes, prior, self.zoom)
 
 
 @torch.inference_mode()
-def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
+            glance: Glance | None = None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
     """Boxes and prior of the candidates of a picture, always `zoom.candidates` of them; see `Tiles`.
 
     Args:
         finder: the learned proposal; None before it has learned.
+        glance: of the picture at half size; is filled on the way.
 
     Shape: (C, 4), (C,).
     """
-    energies, scores = energies_and_scores(picture, zoom, finder)
+    energies, scores = energies_and_scores(picture, zoom, finder, glance)
     salient = [salience(energy) for energy in energies]
     grid = round(zoom.candidates * zoom.grid)
     learned = 0 if finder is None else round(zoom.candidates * zoom.learned)

@@ -18,7 +18,7 @@ of an object instead of its extremum, and one response an octave.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -51,14 +51,12 @@ def cell_energies(half: Tensor, octaves: int) -> list[Tensor]:
 
     Shape: (H/2, W/2) -> `octaves` times (ceil(H / cell_px), ceil(W / cell_px)).
     """
-    h = half[None, None]
-    energies = []
+    h, energies = half, []
     for octave in range(octaves):
         if octave:
-            h = _average(h, 2)
-        low = _average(h, _DOWN)
-        low = F.interpolate(low, scale_factor=_DOWN, mode="nearest")[..., : h.shape[-2], : h.shape[-1]]
-        energies.append(_average((h - low).abs_(), CELL)[0, 0])
+            h = block_means(h, 2)
+        low = F.interpolate(block_means(h, _DOWN)[None, None], scale_factor=_DOWN, mode="nearest")[0, 0]
+        energies.append(block_means((h - low[: h.shape[0], : h.shape[1]]).abs_(), CELL))
     return energies
 
 
@@ -66,9 +64,8 @@ def salience(energy: Tensor) -> Tensor:
     """Energy in the window around every cell over that of its surroundings; 0 where all is flat. Shape: (H, W) -> (H, W)."""
     found = torch.empty_like(energy)
     for first, own, rows in _in_parts(energy, SURROUNDINGS // 2):
-        e = rows[None, None]
-        window, around = _box(_box(e, 3), 3), _box(e, SURROUNDINGS)
-        found[first : first + _ROWS_AT_ONCE] = (window / (around + CALM) * (window > FLAT))[0, 0, own]
+        window, around = _box(_box(rows, 3), 3), _box(rows, SURROUNDINGS)
+        found[first : first + _ROWS_AT_ONCE] = (window / (around + CALM) * (window > FLAT))[own]
     return found
 
 
@@ -113,7 +110,8 @@ def local_maxima(values: Tensor, most: int, *, floor: float) -> list[tuple[int, 
 def _highest(values: Tensor, most: int, floor: float) -> Iterator[Tensor]:
     """Flat indices of the highest local maxima of each part of a map; no more than can matter."""
     for first, own, rows in _in_parts(values, 2):
-        top = F.max_pool2d(F.max_pool2d(rows[None, None], (5, 1), 1, (2, 0)), (1, 5), 1, (0, 2))[0, 0, own]
+        around = F.pad(rows, (2, 2, 2, 2), value=-torch.inf)
+        top = _combined(_combined(around, 5, 0, torch.maximum), 5, 1, torch.maximum)[own]
         peaks = rows[own].where((rows[own] == top) & (rows[own] > floor), -torch.inf).flatten()
         heights, places = peaks.topk(min(_TIES * most, len(peaks)))  # where nothing is, all cells are equal, and many
         yield places[heights > -torch.inf] + first * values.shape[1]
@@ -130,12 +128,42 @@ def _in_parts(values: Tensor, halo: int) -> Iterator[tuple[int, slice, Tensor]]:
         yield first, own, values[above : first + _ROWS_AT_ONCE + halo]
 
 
-def _average(x: Tensor, size: int) -> Tensor:
-    return F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
+def block_means(x: Tensor, size: int) -> Tensor:
+    """Means of blocks of `size` x `size`, of fewer at the edge; several times as fast as `avg_pool2d` on a processor.
+
+    Shape: (..., H, W) -> (..., ceil(H / size), ceil(W / size)).
+    """
+    below, beyond = -x.shape[-2] % size, -x.shape[-1] % size
+    if below or beyond:
+        x = F.pad(x, (0, beyond, 0, below))
+    rows = x[..., ::size, :] + x[..., 1::size, :]
+    for row in range(2, size):
+        rows += x[..., row::size, :]
+    means = rows[..., ::size] + rows[..., 1::size]
+    for column in range(2, size):
+        means += rows[..., column::size]
+    means /= size * size
+    means[..., -1, :] *= size / (size - below)
+    means[..., -1] *= size / (size - beyond)
+    return means
 
 
 def _box(x: Tensor, cells: int) -> Tensor:
-    """Means of `cells` x `cells`, rows first and columns then: two sums of `cells` a value instead of one of its square."""
-    half = cells // 2
-    rows = F.avg_pool2d(x, (cells, 1), 1, (half, 0), count_include_pad=False)
-    return F.avg_pool2d(rows, (1, cells), 1, (0, half), count_include_pad=False)
+    """Means of `cells` x `cells`, an odd number, of fewer at the edges. Shape: (H, W) -> (H, W)."""
+    around = F.pad(x, [cells // 2] * 4)
+    sums = _combined(_combined(around, cells, 0, torch.add), cells, 1, torch.add)
+    inside = [_combined(F.pad(torch.ones(side), [cells // 2] * 2), cells, 0, torch.add) for side in x.shape]
+    return sums.div_(inside[0][:, None]).div_(inside[1])
+
+
+def _combined(x: Tensor, count: int, dim: int, pair: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`count` neighbours along a dimension combined, a power of two plus one or not: several times as fast as pooling."""
+    found, width = x, 1
+    while 2 * width <= count:
+        found, width = _paired(found, found, width, dim, pair), 2 * width
+    return found if width == count else _paired(found, x, width, dim, pair)
+
+
+def _paired(x: Tensor, y: Tensor, ahead: int, dim: int, pair: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    length = y.shape[dim] - ahead
+    return pair(x.narrow(dim, 0, length), y.narrow(dim, ahead, length))
