@@ -438,6 +438,17 @@ def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
     assert "true \\ predicted" in out
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_names_of_classes_are_whole_in_the_confusion_matrix_where_there_is_room(count: int) -> None:
+    labels = tuple(f"defective-{number}" for number in range(count))
+    console = Console(width=80, file=io.StringIO())
+    console.print(tables.evaluation(evaluation(labels)[0]))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (header,) = (line for line in lines if "true \\ predicted" in line)
+    assert all(label in header for label in labels) == (count < 5)
+    assert max(map(len, lines)) <= 80
+
+
 def test_only_unusual_views_are_in_the_headlines() -> None:
     reports = ((evaluation()[0], tables.evaluation), (scale_report(), tables.scale_curve))
     for views, shown in (("all", False), ("1", True), ("auto", True)):

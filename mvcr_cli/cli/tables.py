@@ -32,6 +32,8 @@ from mvcr_cli.records import (
 CONFUSION_CLASSES = 12  # more do not fit a terminal
 CLASSES_SHOWN = 100
 NAME_CHARACTERS = 32
+COLUMNS = 80  # of a terminal, at least
+CELL_FRAME = 3  # a space on either side and a line
 
 
 def percent(value: float | None) -> str:
@@ -192,7 +194,11 @@ def _class_table(report: EvalReport) -> Table:
 
 def _confusion_table(report: EvalReport) -> Table:
     labels = [row.label for row in report.classes]
-    table = _table("true \\ predicted", *(display_name(label, 8) for label in labels))
+    corner = "true \\ predicted"
+    first = max(len(corner), *(len(display_name(label, NAME_CHARACTERS)) for label in labels))
+    room = (COLUMNS - 1 - (first + CELL_FRAME)) // len(labels) - CELL_FRAME
+    limit = min(max(room - 1, 8), NAME_CHARACTERS)  # a shortened name is one longer
+    table = _table(corner, *(display_name(label, limit) for label in labels))
     for index, (label, counts) in enumerate(zip(labels, report.confusion, strict=True)):
         styles = ("bold" if column == index else "red" if count else "dim" for column, count in enumerate(counts))
         table.add_row(
