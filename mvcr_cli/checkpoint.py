@@ -18,7 +18,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mvcr_cli import __version__
 from mvcr_cli.config import ModelConfig
@@ -35,6 +36,7 @@ from mvcr_cli.models import Network, build
 from mvcr_cli.paths import display_name, write_whole
 
 FORMAT_VERSION = 1
+_BY_CHANCE = frozenset({"normal_", "uniform_", "kaiming_uniform_"})  # how torch fills new parameters
 MAX_HEADER = 100 << 20
 MAX_FILE = 4 << 30  # several times the state of the largest network
 _KEY = "mvcr"
@@ -42,6 +44,19 @@ _NO_DIGEST = b"0" * 64
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
 _DIGEST_AT = slice(35, 99)  # in the file, behind the header's length and `{"__metadata__":{"sha256":"`
+
+
+class _Unfilled(TorchFunctionMode):
+    """Inside, parameters are not filled by chance: those of a file replace them. Saves their time and memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")
+        if isinstance(filled, nn.Parameter) and func.__name__ in _BY_CHANCE:
+            return filled
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +79,8 @@ class Checkpoint:
 
     def network(self) -> Network:
         """The network in evaluation mode, on the CPU. Its weights are these tensors, not copies of them."""
-        network = build(self.config)
+        with _Unfilled():
+            network = build(self.config)
         network.load_state_dict(self.tensors, assign=True)
         return network.eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -68,6 +69,16 @@ def test_save_and_load_give_the_same_bits(good, tmp_path):
     assert torch.equal(good.network()(x), again.network()(x))
     assert not again.network().training
     assert os.stat(path).st_mode & 0o044  # others may read it, as any file
+
+
+@pytest.mark.parametrize("layers", [{}, {"sacs": (3, 4), "detail": True, "sift": True}])
+def test_a_network_of_a_file_is_not_filled_with_chance_first(layers):
+    config = dataclasses.replace(CONFIG, **layers)
+    tensors = build(config).state_dict()
+    before = torch.get_rng_state()
+    network = Checkpoint(config=config, classes=CLASSES, preprocess=Preprocess(size=32), tensors=tensors).network()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(tensor.data_ptr() == tensors[name].data_ptr() for name, tensor in network.state_dict().items())
 
 
 def test_equal_content_gives_equal_bytes(raw, tmp_path):
