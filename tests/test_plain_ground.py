@@ -10,14 +10,14 @@ from PIL import Image
 
 from mvcr_cli.config import IMAGENET_MEAN, IMAGENET_STD, ZoomConfig
 from mvcr_cli.data import search
-from mvcr_cli.data.glance import MOST_SHRINK, Glance
+from mvcr_cli.data.glance import MOST_SHRINK, GlanceOfStrips
 from mvcr_cli.data.plain_ground import ALL_COLUMNS, PlainGround
+from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.search import energies_and_scores
-from mvcr_cli.data.tiles import WholePicture
-from mvcr_cli.models.sift import block_means
+from mvcr_cli.data.tiles import TileReader, WholePicture, propose
+from mvcr_cli.models.sift import CALM, block_means, salience
 from mvcr_cli.models.zoom import SearchScorer, TileScorer
 
-OCTAVES = 2
 BLOCK = 40
 
 
@@ -62,7 +62,7 @@ def test_what_is_found_is_the_same_without_plain_ground(finder, monkeypatch, oct
     everywhere, left_out = found(True), found(False)
     for whole, parts in zip(everywhere, left_out, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
-    assert any(columns.runs is not None for columns in looked) or width <= 2 * BLOCK << 1
+    assert any(columns.runs is not None for columns in looked) or width <= 160
 
 
 def test_columns_are_those_of_the_objects_and_a_block_on_either_side():
@@ -85,12 +85,45 @@ def test_nothing_is_left_out_of_texture():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_glance_of_strips_is_that_of_the_whole(width, height, side, channels):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
-    glance = Glance((width, height), side)
+    glance = GlanceOfStrips((width, height), side)
     for top in range(0, height, 33):
         glance.add(pixels[top : top + 33])
     shrink = min(MOST_SHRINK, max(1, max(width, height) // side))
     whole = Image.fromarray(pixels[..., 0] if channels == 1 else pixels).reduce(shrink)
     assert glance.image().tobytes() == whole.tobytes()
+
+
+def test_plain_ground_left_out_or_not_gives_the_same_tiles(finder, monkeypatch):
+    for seed in range(6):
+        page = WholePicture(picture(1700, 1100, 2 * seed, ((240, 240, 240),), seed))
+        with torch.inference_mode():
+            left_out, _ = propose(page, ZoomConfig(), finder)
+            with monkeypatch.context() as patch:
+                patch.setattr(PlainGround, "columns", lambda self, strip: ALL_COLUMNS)
+                everywhere, _ = propose(page, ZoomConfig(), finder)
+        assert np.array_equal(left_out, everywhere)
+
+
+def test_few_widths_occur():
+    rng = np.random.default_rng(0)
+    ground, widths = PlainGround(BLOCK), set()
+    for _ in range(200):
+        strip = np.zeros((20, 150 * BLOCK, 3), np.uint8)
+        strip[:, rng.integers(0, strip.shape[1], rng.integers(0, 40))] = 1
+        runs = ground.columns(strip).runs
+        widths.add(None if runs is None else sum(end - first for first, end in runs))
+    assert len(widths) <= 32
+
+
+def test_the_glance_of_a_search_is_the_picture_made_smaller():
+    image = picture(1400, 900, 40, ((0, 0, 0),), 1)
+    glance, _ = TileReader(ZoomConfig(), Preprocess(size=100), 0).look(WholePicture(image))
+    assert np.array_equal(np.asarray(glance), np.asarray(image.reduce(2).reduce(3)))
+
+
+def test_salience_of_even_energy_is_even():
+    energy = torch.full((20, 30), 0.25)
+    torch.testing.assert_close(salience(energy), torch.full((20, 30), 0.25 / (0.25 + CALM)))
 
 
 @pytest.mark.parametrize("size", [2, 4, 5])

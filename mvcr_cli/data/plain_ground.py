@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvcr_cli.data.glance import Pixels
+from mvcr_cli.data.turning import Pixels
 
-_WORTH = 0.75  # share of the columns up to which leaving out the others saves more than it costs
+_WORTH = 0.75  # share of the columns up to which the others are left out; above it there is little to save
+_WIDTHS = 32  # for every further width that occurs, the convolutions keep a plan and the heap grows
 _SAMPLE = 8  # one of so many rows, and of so many columns, is asked for the ground's colour
 
 
@@ -91,7 +92,10 @@ class PlainGround:
         looked = looked | np.append(looked[1:], False) | np.append(False, looked[:-1])  # ground on either side
         if looked.mean() > _WORTH:
             return ALL_COLUMNS
-        looked[0] |= not looked.any()
+        step = -(-len(looked) // _WIDTHS)
+        count = int(looked.sum())
+        wanted = max(1, -(-count // step)) * step
+        looked[np.flatnonzero(~looked)[: wanted - count]] = True
         edges = np.flatnonzero(np.diff(looked, prepend=False, append=False)).tolist()
         return Columns(tuple(zip(edges[::2], edges[1::2], strict=True)), tuple((ground / 255).tolist()))
 

@@ -89,7 +89,7 @@ class Preprocess:
 
 
 def grey_if_grey(image: Image.Image) -> Image.Image:
-    """A grey picture in one channel costs a third of the cache and of the augmentation."""
+    """A picture in RGB or L; a grey one in one channel costs a third of the cache and of the augmentation."""
     if image.mode == "L":
         return image
     for top in range(0, image.height, _ROWS_COMPARED):

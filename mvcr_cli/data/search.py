@@ -15,14 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from mvcr_cli.config import ZoomConfig
-from mvcr_cli.data.glance import Glance, Pixels
+from mvcr_cli.data.glance import GlanceOfStrips
 from mvcr_cli.data.plain_ground import ALL_COLUMNS, Columns, PlainGround
-from mvcr_cli.data.turning import Box
+from mvcr_cli.data.turning import Box, Pixels
 from mvcr_cli.models.sift import alignment, block_means, cell_energies, cell_px
 from mvcr_cli.models.zoom import TileScorer
 
 Finder = Callable[[Tensor], Tensor]  # `SearchScorer`, or what runs an exported one
-STRIP_PIXELS = 3_000_000  # of a strip at full size, about; more would not fit the processor's cache
+STRIP_PIXELS = (
+    3_000_000  # of a strip at full size, about: 2 and 4 million take some percent longer on scans or on photographs
+)
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -40,14 +42,14 @@ class Picture(Protocol):
 
 
 def energies_and_scores(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
-                        glance: Glance | None = None) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+                        glance: GlanceOfStrips | None = None) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Energies and scores of every octave, from strips at half size, of which a glance is taken on the way if asked for."""
     unit = alignment(zoom.octaves)
     width, height = picture.size
     rows = unit * max(1, STRIP_PIXELS // width // unit)
     energies = [_GrowingMap(height / cell_px(octave)) for octave in range(zoom.octaves)]
     search = None if finder is None else Search(finder, zoom.octaves, picture.size)
-    ground = PlainGround(unit // 2)
+    ground = PlainGround(block_columns(zoom.octaves))
     for _, strip in picture.strips(rows // 2, 2):
         if glance is not None:
             glance.add(strip)
@@ -98,6 +100,13 @@ class _GrowingMap:
         return self._map[: self._filled]
 
 
+def block_columns(octaves: int) -> int:
+    """Columns, at half size, of a block that is searched or left out as one."""
+    block = alignment(octaves) // 2
+    assert block >= TileScorer.REACH << (octaves - 1)  # so that no window sees two that were apart, nor two strips back
+    return block
+
+
 class Search:
     """The learned proposal over a picture that comes in strips; the last rows of a strip are kept for the next.
 
@@ -107,7 +116,7 @@ class Search:
 
     def __init__(self, finder: Finder, octaves: int, size: tuple[int, int]) -> None:
         self.finder = finder
-        self.block = alignment(octaves) // 2
+        self.block = block_columns(octaves)
         self.kept: list[Tensor | None] = [None] * octaves
         self.widths = [-(-size[0] // (2 << octave)) for octave in range(octaves)]
         self._of_ground: dict[tuple[float, ...], float] = {}
@@ -115,20 +124,28 @@ class Search:
 
     def add(self, x: Tensor, columns: Columns = ALL_COLUMNS) -> None:
         """The next strip. Shape: (1 or 3, h, w), the given columns of a strip at half size."""
-        for octave, kept in enumerate(self.kept):
-            block, width = self.block >> octave, self.widths[octave]
+        for octave, width in enumerate(self.widths):
             if octave:
                 x = block_means(x, 2)
+            if width < TileScorer.REACH:
+                continue  # no window fits
+            block, kept = self.block >> octave, self.kept[octave]
             rows = x if kept is None else _below(columns.narrow(kept, block), x)
-            count = (rows.shape[1] - TileScorer.REACH) // TileScorer.STRIDE + 1
+            count = max(0, (rows.shape[1] - TileScorer.REACH) // TileScorer.STRIDE + 1)
+            if count:
+                self.maps[octave].add(self._scores(rows, columns, octave))
+            rest = rows[:, count * TileScorer.STRIDE :]
             ground = torch.tensor(columns.ground[: len(rows)]).view(-1, 1, 1)
-            if count > 0 and width >= TileScorer.REACH:
-                scores, most = self.finder(rows[None])[0], (width - TileScorer.REACH) // TileScorer.STRIDE + 1
-                if columns.runs is not None:
-                    scores = columns.widen(scores, block // TileScorer.STRIDE, most, self._score(columns.ground))
-                self.maps[octave].add(scores)
-                rows = rows[:, count * TileScorer.STRIDE :].clone()  # the strip itself is let go
-            self.kept[octave] = columns.widen(rows, block, width, ground)
+            self.kept[octave] = columns.widen(rest, block, width, ground).clone()  # the strip itself is let go
+
+    def _scores(self, rows: Tensor, columns: Columns, octave: int) -> Tensor:
+        """Of all places in whole rows. Shape: (1 or 3, h, w), the given columns -> (h', W')."""
+        found: Tensor = self.finder(rows[None])[0]
+        if columns.runs is None:
+            return found
+        places = (self.widths[octave] - TileScorer.REACH) // TileScorer.STRIDE + 1
+        block = (self.block >> octave) // TileScorer.STRIDE
+        return columns.widen(found, block, places, self._score(columns.ground))
 
     def _score(self, ground: tuple[float, ...]) -> float:
         """Of a place in which there is nothing else."""

@@ -20,17 +20,18 @@ from torch import Tensor
 from mvcr_cli.config import MEBIBYTE, AugmentConfig, ZoomConfig
 from mvcr_cli.data.cache import ReadCache
 from mvcr_cli.data.folder import Sample
-from mvcr_cli.data.glance import Glance, Pixels
+from mvcr_cli.data.glance import GlanceOfStrips
 from mvcr_cli.data.huge import open_huge
 from mvcr_cli.data.images import HUGE_ABOVE, load_picture
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey, image_bytes
 from mvcr_cli.data.search import Finder, Picture, energies_and_scores
 from mvcr_cli.data.trail import Trail
-from mvcr_cli.data.turning import Box
+from mvcr_cli.data.turning import Box, Pixels
 from mvcr_cli.models.sift import cell_px, find_peaks, local_maxima, salience
 from mvcr_cli.models.zoom import TileScorer
 
 QUIET = 0.01  # salience that counts as none
+SAME = 2**-12  # scores less apart are the same
 MARGIN = 4  # pixels around a tile that its random shift may show
 # Bytes of candidates that a judgement may hold: an eighth of what --memory grants a training by default, which leaves a
 # machine of 4 GB room for the network and for what is being decoded.
@@ -173,15 +174,17 @@ class TileReader(ReadCache[str, tuple[Image.Image, Tiles]]):
     def look(self, picture: Picture) -> tuple[Image.Image, Tiles]:
         """Glance and candidates of an open picture. Raises: BadImage."""
         side = 2 * self.preprocess.size
-        halves = Glance((-(-picture.size[0] // 2), -(-picture.size[1] // 2)), side)
+        width, height = picture.size
+        large = max(width, height) >= 2 * side  # so that half of it is enough
+        halves = GlanceOfStrips((-(-width // 2), -(-height // 2)), side) if large else None
         boxes, prior = propose(picture, self.zoom, self.finder, halves)
-        glance = halves.image() if max(picture.size) >= 2 * side else picture.glance(side)
+        glance = picture.glance(side) if halves is None else halves.image()
         return grey_if_grey(glance), cut_tiles(picture, boxes, prior, self.zoom)
 
 
 @torch.inference_mode()
 def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
-            glance: Glance | None = None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
+            glance: GlanceOfStrips | None = None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
     """Boxes and prior of the candidates of a picture, always `zoom.candidates` of them; see `Tiles`.
 
     Args:
@@ -225,7 +228,8 @@ def _found(scores: Tensor, octave: int, most: int, tile_px: int,
     near = (tile_px << octave) / 4
     taken = [(x, y) for x, y, of in known if of == octave]
     found: list[tuple[float, float, int]] = []
-    for row, column in local_maxima(scores, most + len(taken), floor=-float("inf")):
+    rounded = (scores / SAME).round()  # so that equal places are equal, whatever the order of the sums
+    for row, column in local_maxima(rounded, most + len(taken), floor=-float("inf")):
         x, y = ((TileScorer.STRIDE * cell + TileScorer.REACH / 2) * (2 << octave) for cell in (column, row))
         if len(found) < most and all(max(abs(x - u), abs(y - v)) > near for u, v in taken):
             found.append((x, y, octave))

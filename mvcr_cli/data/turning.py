@@ -18,12 +18,13 @@ from mvcr_cli.data.images import SIDEWAYS
 from mvcr_cli.errors import WriteFailed
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
-Bands = Iterable[tuple[int, NDArray[np.uint8]]]  # (top, h x W x 3), from top to bottom
+Pixels = NDArray[np.uint8]
+Bands = Iterable[tuple[int, Pixels]]  # (top, h x W x 3), from top to bottom
 
 _IN_MEMORY = 64 << 20  # bytes of a turned picture that are not worth a file
 
 
-def turn(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def turn(stored: Pixels, orientation: int) -> Pixels:
     """The upright pixels. Shape: (h, w, 3) -> (h, w, 3), or (w, h, 3) from 5 on; a view."""
     across = stored.transpose(1, 0, 2) if orientation in SIDEWAYS else stored
     rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
@@ -72,9 +73,9 @@ def turned_strips(bands: Bands, orientation: int, width: int, height: int, rows:
             yield top, spool.rows(top, min(top + rows, height), width)
 
 
-def regrouped(bands: Bands, rows: int, height: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def regrouped(bands: Bands, rows: int, height: int) -> Iterator[tuple[int, Pixels]]:
     """Bands of any heights as strips of exactly `rows` rows, the last one shorter."""
-    strip: NDArray[np.uint8] | None = None
+    strip: Pixels | None = None
     for top, band in bands:
         if top % rows == 0 and len(band) == min(rows, height - top):
             yield top, band
@@ -100,11 +101,11 @@ class _Spool:
     file: IO[bytes]
     pieces: list[tuple[int, int, tuple[int, ...], int]] = field(default_factory=list)
 
-    def add(self, left: int, top: int, piece: NDArray[np.uint8]) -> None:
+    def add(self, left: int, top: int, piece: Pixels) -> None:
         self.pieces.append((left, top, piece.shape, self.file.tell()))
         self.file.write(piece.tobytes())
 
-    def rows(self, top: int, bottom: int, width: int) -> NDArray[np.uint8]:
+    def rows(self, top: int, bottom: int, width: int) -> Pixels:
         """Shape: (bottom - top, width, 3)."""
         out = np.empty((bottom - top, width, 3), np.uint8)
         for left, start, (height, across, _), offset in self.pieces:

@@ -157,13 +157,19 @@ def _box(x: Tensor, cells: int) -> Tensor:
 
 
 def _combined(x: Tensor, count: int, dim: int, pair: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`count` neighbours along a dimension combined, a power of two plus one or not: several times as fast as pooling."""
+    """Every `count` neighbours along a dimension combined, from pairs of pairs: several times as fast as pooling.
+
+    Args:
+        count: a power of two, or one more.
+    """
     found, width = x, 1
     while 2 * width <= count:
         found, width = _paired(found, found, width, dim, pair), 2 * width
+    assert count - width in (0, 1)
     return found if width == count else _paired(found, x, width, dim, pair)
 
 
 def _paired(x: Tensor, y: Tensor, ahead: int, dim: int, pair: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Every value of `x` with the one of `y` that is so many places further."""
     length = y.shape[dim] - ahead
     return pair(x.narrow(dim, 0, length), y.narrow(dim, ahead, length))
