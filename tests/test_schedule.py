@@ -144,6 +144,18 @@ def test_the_first_validation_is_foreseen_from_the_speed_of_the_training():
     assert clock.validation_seconds == 7.0
 
 
+def test_training_goes_on_when_the_first_validation_took_less_than_foreseen(fake_time):
+    clock = Clock(None, 100.0, started=fake_time.now)
+    clock.begin()
+    fake_time.now += 45
+    clock.foresee_validation(1000, 1.0, 1.0)  # slow first steps: half of the time is foreseen
+    assert clock.finished(1)
+    clock.took_validation(2.0)
+    assert not clock.ended(1)
+    fake_time.now += 43
+    assert clock.ended(2)  # a few seconds more or less are no reason to go on
+
+
 def test_no_validation_begins_that_would_leave_no_time_for_the_last_one(fake_time):
     clock = Clock(None, 100.0, started=fake_time.now)
     clock.took_validation(20.0)

@@ -66,7 +66,10 @@ Workers = Annotated[
     _machine_auto("--workers", "-j", parser=partial(config.parse_auto, "--workers"), metavar="N|auto",
                   help="Threads that read pictures."),
 ]  # fmt: skip
-Threads = Annotated[int | None, _machine_auto("--threads", metavar="N", help="Threads that compute on the CPU.")]
+Threads = Annotated[
+    int | None,
+    _machine_auto("--threads", metavar="N", help="Threads that compute; default: OMP_NUM_THREADS, or one a core."),
+]
 Device = Annotated[config.Device, _machine("--device", help="Where to compute.")]
 Precision = Annotated[config.Precision, _machine("--precision", help="Number format of the arithmetic.")]
 Batch = Annotated[int, _machine("--batch", "-b", metavar="N", help="Pictures computed at once.")]

@@ -136,6 +136,12 @@ def default_workers(workers: int | None) -> int:
     return workers if workers is not None else min(8, max(1, available_cores() - 1))
 
 
+def default_threads(threads: int | None) -> int:
+    """Threads that compute: as many as asked for, else as OMP_NUM_THREADS says, else one a core."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return threads or (int(said) if said.isdecimal() else 0) or available_cores()
+
+
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

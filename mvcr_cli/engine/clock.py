@@ -9,6 +9,7 @@ WRITING_RESERVE_SECONDS = 3.0  # last state, weights and report
 MARGIN = 1.2  # a validation may take so many times what the one before it took
 FORWARD_SHARE = 1 / 3  # of what a training step costs
 VALIDATION_SHARE = 1 / 15  # of the time, at most, when the clock decides
+WORTH_GOING_ON = 0.1  # of the time, when a validation that was thought to be the last took less than foreseen
 
 
 @dataclass
@@ -56,6 +57,10 @@ class Clock:
 
     def finished(self, step: int) -> bool:
         return self.progress(step) >= 1
+
+    def ended(self, step: int) -> bool:
+        """Whether the validation that was to be the last one was; not when it took so little that much time is left."""
+        return self.progress(step) >= (1 if self.budget is None else 1 - WORTH_GOING_ON)
 
     def foresee_validation(self, pictures: int, per_second: float, enlarged: float) -> None:
         """Guess what the first validation takes, from the speed of the training.

@@ -16,7 +16,7 @@ from mvcr_cli.config import EvalConfig, Look, ModelConfig, Precision, TrainConfi
 from mvcr_cli.data.loader import Batch
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import MARGIN, TileBatch
-from mvcr_cli.engine import autocast, available_cores, pick_precision
+from mvcr_cli.engine import autocast, default_threads, pick_precision
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.zoom_step import look
@@ -41,7 +41,7 @@ class Machine:
         """Raises: ConfigMismatch when the device has no such precision."""
         judges: Precision = EvalConfig.precision if precision == "auto" else precision
         dtypes = pick_precision(judges, device), pick_precision(precision, device)
-        return cls(device, *dtypes, threads or available_cores())
+        return cls(device, *dtypes, default_threads(threads))
 
 
 @dataclass(frozen=True)

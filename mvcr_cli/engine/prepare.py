@@ -21,7 +21,7 @@ from mvcr_cli.data.folder import (
     split,
 )
 from mvcr_cli.data.images import read_size
-from mvcr_cli.engine import PRECISION_NAMES, RUNS, Say, Track, available_cores, default_workers, pick_precision, silent
+from mvcr_cli.engine import PRECISION_NAMES, RUNS, Say, Track, default_threads, default_workers, pick_precision, silent
 from mvcr_cli.engine.findings import HARMLESS, NOT_LOOKED, Look, describe, look_at
 from mvcr_cli.engine.measure import available_memory
 from mvcr_cli.errors import BadImage, DataError, UsageError
@@ -159,7 +159,7 @@ def fit_settings(config: TrainConfig, prepared: Prepared, device: torch.device, 
         epochs=epochs,
         lr=config.lr or (3e-4 if pretrained else 3e-3) * math.sqrt(min(batch, count) * config.accumulate / 64),
         workers=default_workers(config.workers),
-        threads=config.threads or available_cores(),
+        threads=default_threads(config.threads),
         precision=PRECISION_NAMES[pick_precision(config.precision, device)],
     )
 

@@ -177,6 +177,7 @@ class Trainer:
                 if (ended or self._due()) and (report := self._validate(stop, plan.size, speed)):
                     yield report
                 mark, mark_step = time.monotonic(), self.step
+                ended = ended and self.clock.ended(self.step)
             signal = stop()
             out_of_patience = self._out_of_patience()
             if signal or ended or epoch_ended or out_of_patience or self._asked_to_save():
