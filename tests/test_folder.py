@@ -208,7 +208,7 @@ def test_everything_passed_over_is_listed(tmp_path: Path) -> None:
     assert names(index.samples) == ["a.PNG"]
     assert codes(index.skipped) == {
         "notes.txt": "not_an_image",
-        "phone.HEIC": "not_an_image",
+        "phone.HEIC": "unknown_format",
         "none": "not_an_image",
         "readme.md": "not_an_image",
         "loose.jpg": "outside_class",
@@ -229,7 +229,7 @@ def test_what_cannot_be_read_is_listed_and_what_cannot_be_decoded_is_not(tmp_pat
     index = scan(tmp_path)
     skipped = codes(index.skipped)
     assert {name: skipped.pop(name) for name in expected} == expected
-    assert skipped == {"zero.jpg": "empty", "photo.heic": "not_an_image"}
+    assert skipped == {"zero.jpg": "empty", "photo.heic": "unknown_format"}
     assert len(index.samples) == 1 + len(broken) - 2
 
 

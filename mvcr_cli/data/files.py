@@ -111,8 +111,9 @@ def suffix_problem(entry: os.DirEntry[str]) -> Problem | None:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return None
-    detail = HEIC_ADVICE if suffix in (".heic", ".heif") else "not the suffix of a picture"
-    return Problem(path=entry.path, code="not_an_image", detail=detail)
+    if suffix in (".heic", ".heif"):
+        return Problem(path=entry.path, code="unknown_format", detail=HEIC_ADVICE)
+    return Problem(path=entry.path, code="not_an_image", detail="not the suffix of a picture")
 
 
 def read_contents(paths: Sequence[str]) -> Iterator[Content | Problem]:

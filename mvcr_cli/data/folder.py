@@ -29,7 +29,7 @@ from mvcr_cli.data.files import (
     suffix_problem,
     walk,
 )
-from mvcr_cli.data.images import load_picture
+from mvcr_cli.data.images import HEIC_ADVICE, load_picture
 from mvcr_cli.errors import BadImage, DataError, NotPermitted
 from mvcr_cli.paths import class_name, display_name
 from mvcr_cli.records import Problem
@@ -303,5 +303,6 @@ def _names(names: Sequence[str], limit: int = 10) -> str:
 
 def _summary(problems: list[Problem]) -> str:
     counts = Counter(problem.code for problem in problems)
-    words = {"outside_class": "pictures in no class folder", "not_an_image": "other files", "hidden": "hidden folders"}
+    words = {"outside_class": "pictures in no class folder", "not_an_image": "other files", "hidden": "hidden folders",
+             "unknown_format": f"in a format that is not read ({HEIC_ADVICE})"}  # fmt: skip
     return ", ".join(f"{n} {words.get(code, code)}" for code, n in sorted(counts.items())) or "nothing"

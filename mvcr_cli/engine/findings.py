@@ -132,6 +132,8 @@ def describe(train: Sequence[Sample], val: Sequence[Sample], skipped: Sequence[P
 
     for code, group in sorted(_by_code(skipped).items()):
         text = f"skipped ({code}): {len(group)}: {_names(group)}"
+        if code == "unknown_format":
+            text += f" ({group[0].detail})"
         if code == "twin_classes":  # they are told apart all the same
             text = f"class names that {'; '.join(problem.detail for problem in group[:NAMES_SHOWN])}"
         yield from finding(code, len(group), text)
