@@ -80,6 +80,14 @@ def test_a_picture_that_was_replaced_is_reported_and_not_scored(data, tmp_path, 
     assert [result.path for result in results] == paths[1:]
 
 
+def test_a_data_folder_that_was_moved_is_named(data, tmp_path):
+    mine = shutil.copytree(data, tmp_path / "data")
+    trained(mine, tmp_path / "run", epochs=1, split=0.4)
+    mine.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputMissing, match=r"are not in .*data any more"):
+        check(tmp_path / "run")
+
+
 def test_results_and_report_say_the_same(run, data):
     report, results, _ = check(run, data)
     classes = Checkpoint.load(run / "weights" / "best.safetensors").classes

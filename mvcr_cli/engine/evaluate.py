@@ -50,7 +50,7 @@ from mvcr_cli.engine.metrics import (
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.views import network_looking
 from mvcr_cli.engine.zoom_step import look
-from mvcr_cli.errors import ConfigMismatch, DataError, MvcrError, WorkerFailed
+from mvcr_cli.errors import ConfigMismatch, DataError, InputMissing, MvcrError, WorkerFailed
 from mvcr_cli.models import Network
 from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.paths import display_name, refuse_inside
@@ -205,11 +205,18 @@ def unchanged(samples: tuple[Sample, ...]) -> tuple[tuple[Sample, ...], list[Pro
 def validation_split(folder: Path, classes: tuple[str, ...]) -> tuple[Sample, ...]:
     """The validation pictures that the run recorded, labels by name.
 
-    Raises: ConfigMismatch when the record is missing, damaged, or of other classes.
+    Raises:
+        InputMissing: the data folder of the run is not there.
+        ConfigMismatch: the record is missing, damaged, or of other classes.
     """
     run = RunDirectory(folder)
     recorded = run.read_split()
     entries, root = recorded.get("val", []), recorded.get("root", "")
+    if isinstance(root, str) and root and not os.path.lexists(root):
+        raise InputMissing(
+            f"the data of this run are not in {display_name(root)} any more",
+            "put them back there, or name a folder: mvcr eval DATA --run RUN",
+        )
     order = {name: index for index, name in enumerate(classes)}
     try:
         return tuple(
