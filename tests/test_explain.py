@@ -14,14 +14,15 @@ from small_run import shapes
 
 from mvcr_cli.config import PredictConfig
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.engine import explain
 from mvcr_cli.engine.contenders import untrained
-from mvcr_cli.engine.explain import PANEL, SeenView, draw_views, for_panel, seen_views
+from mvcr_cli.engine.explain import PANEL, SeenView, draw_tiles, draw_views, for_panel, seen_views
 from mvcr_cli.engine.predict import predict
 from mvcr_cli.errors import CannotCreate, UsageError
 from mvcr_cli.models import TRUNKS, build, config_for
 from mvcr_cli.models.mvcr import MultiScaleResNet
 from mvcr_cli.models.scale_set import sureness
-from mvcr_cli.records import Prediction
+from mvcr_cli.records import Prediction, Tile
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,11 +117,36 @@ def test_a_view_that_does_not_count_has_no_heat():
     picture, hot = Image.new("RGB", (64, 64), (90, 90, 90)), np.ones((32, 32), np.float32)
     views = [SeenView(1.0, 0.8, 0, 0.9, hot), SeenView(0.5, 0.4, 1, 0.6, hot), SeenView(0.25, 0.0, 1, 1.0, hot)]
     sheet = draw_views(picture, views, np.array([0.9, 0.1]), ("cat", "dog"), Preprocess(size=32))
-    plain, full, half, none = (
-        np.asarray(sheet)[PANEL // 2, column * sheet.width // 4 + PANEL // 2].astype(int) for column in range(4)
+    plain, full, half = (
+        np.asarray(sheet)[PANEL // 2, column * sheet.width // 3 + PANEL // 2].astype(int) for column in range(3)
     )
-    assert (none == plain).all()
     assert 0 < np.abs(half - plain).sum() < np.abs(full - plain).sum()
+
+
+def test_views_that_count_come_from_the_largest_scale_to_the_smallest():
+    hot = np.ones((32, 32), np.float32)
+    views = [SeenView(scale, share, 0, 0.9, hot) for scale, share in ((1.0, 0.5), (2.0, 0.5), (0.5, 0.001))]
+    sheet = draw_views(Image.new("RGB", (64, 64)), views, np.array([0.9]), ("cat",), Preprocess(size=32))
+    swapped = draw_views(Image.new("RGB", (64, 64)), views[1::-1], np.array([0.9]), ("cat",), Preprocess(size=32))
+    assert sheet.tobytes() == swapped.tobytes()
+
+
+@pytest.mark.parametrize("size", [(1800, 1200), (40, 4000), (5000, 3)])
+def test_names_of_tiles_lie_in_the_picture_and_not_on_each_other(monkeypatch, size):
+    tiles = [
+        Tile(box=(x, y, x + 90, y + 90), weight=1 / (number + 1), label="cracked", probability=0.83)
+        for number, (x, y) in enumerate([(0, 0), (5, 5), (size[0] - 90, size[1] - 90), (size[0] // 2, size[1] // 2)])
+    ]
+    places: list[Any] = []
+    name = explain._name
+    monkeypatch.setattr(explain, "_name", lambda *given: (name(*given), places.append(given[-1])))
+    draw_tiles(Image.new("RGB", (64, 64)), tiles, size, "cracked 91.2 %")
+    taken = places[-1]
+    assert 1 <= len(taken) <= 3  # the second would lie on the first
+    for number, (left, top, right, bottom) in enumerate(taken):
+        assert left >= 0 and top >= 0
+        for other in taken[:number]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
 
 
 def test_panels_of_every_shape_have_their_captions():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mvcr_cli.config import factor_text
 from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.data.turning import Box
 from mvcr_cli.errors import CannotCreate
 from mvcr_cli.lettering import drawable, load_font
 from mvcr_cli.models.mvcr import MultiScaleResNet
@@ -29,6 +30,7 @@ Heat = NDArray[np.float32]  # (H, W), 0 nothing .. 1 most
 PANEL = 1024  # pixels of the longer side
 STRENGTH = 0.6  # of the hottest place's colour
 NAMED_TILES = 8
+COUNTS = 0.005  # share of a verdict, at least, that is shown
 LETTERS, SMALL_LETTERS = 44, 18  # pixels
 _RAMP = np.array([(30, 60, 255), (0, 220, 220), (120, 255, 60), (255, 220, 0), (255, 40, 0)], np.float32)
 
@@ -87,33 +89,35 @@ def seen_views(network: MultiScaleResNet, x: Tensor, classes: NDArray[np.int64])
 
 def draw_views(image: Image.Image, views: Sequence[SeenView], probabilities: NDArray[np.float64],
                classes: Sequence[str], preprocess: Preprocess) -> Image.Image:  # fmt: skip
-    """The picture with its verdict, and beside it once more for every view with its heat, as strong as the view counts."""
+    """The picture with its verdict, and beside it once more for every view with its heat, as strong as the view counts.
 
-    def says(label: int, probability: float) -> str:
-        return f"{drawable(classes[label], label)} {100 * probability:.1f} %"
-
+    The largest scale comes first; views that count for nothing are left out.
+    """
     image = _panel(image, image.size)
     width, height = preprocess.fitted(image.width, image.height)
     left, top = (preprocess.size - width) // 2, (preprocess.size - height) // 2
     best = int(probabilities.argmax())
-    panels = [_captioned(image, "verdict", says(best, probabilities[best]))]
+    panels = [_captioned(image, "verdict", says(classes, best, probabilities[best]))]
     most = max(view.share for view in views)
-    for view in views:
+    counting = [view for view in views if view.share >= COUNTS or view.share == most]
+    for view in sorted(counting, key=lambda view: -view.scale):
         heat = view.heat[top : top + height, left : left + width] * np.float32(max(0.0, view.share) / most)
         panels.append(_captioned(_heated(image, heat), f"view {factor_text(view.scale)}",
-                                 says(view.label, view.probability), f"weight {view.share:.2f}"))  # fmt: skip
+                                 says(classes, view.label, view.probability), f"weight {view.share:.2f}"))  # fmt: skip
     sheet = Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)))
     for number, panel in enumerate(panels):
         sheet.paste(panel, (sum(other.width for other in panels[:number]), 0))
     return sheet
 
 
-def draw_tiles(image: Image.Image, tiles: Sequence[Tile], size: tuple[int, int]) -> Image.Image:
-    """The glance with a box around every tile, and heat where the weight lies.
+def draw_tiles(image: Image.Image, tiles: Sequence[Tile], size: tuple[int, int], verdict: str) -> Image.Image:
+    """The glance with a box around every tile, heat where the weight lies, and what the weightiest tiles find themselves.
 
     Args:
         image: the glance.
+        tiles: the weightiest first.
         size: width and height of the original in pixels, in which the boxes are given.
+        verdict: on the whole picture, for the caption.
     """
     image = _panel(image, size)
     scale = image.width / size[0]
@@ -124,13 +128,33 @@ def draw_tiles(image: Image.Image, tiles: Sequence[Tile], size: tuple[int, int])
     most = max((tile.weight for tile in tiles), default=1.0)
     sheet = _heated(image, (heat / max(float(heat.max()), 1e-8)))
     pen = ImageDraw.Draw(sheet)
-    for number, (tile, box) in enumerate(zip(tiles, boxes, strict=True)):
-        colour = _colour(np.float32(tile.weight / most))
+    colours = [_colour(np.float32(tile.weight / most)) for tile in tiles]
+    for number, (box, colour) in enumerate(zip(boxes, colours, strict=True)):
         pen.rectangle(box, outline=colour, width=2 if number < NAMED_TILES else 1)
-        if number < NAMED_TILES:
-            text = ascii(tile.label)[1:-1] + f" {tile.weight:.2f}"
-            pen.text((box[0], box[3] + 1), text, fill=colour, font=load_font(SMALL_LETTERS))
-    return sheet
+    taken: list[Box] = []
+    for tile, box, colour in list(zip(tiles, boxes, colours, strict=True))[:NAMED_TILES]:
+        _name(pen, f"{ascii(tile.label)[1:-1]} {100 * tile.probability:.0f} %", box, colour, taken)
+    return _captioned(sheet, "verdict", verdict, "the hotter a tile, the more it counts")
+
+
+def _name(pen: ImageDraw.ImageDraw, text: str, box: tuple[int, ...], colour: tuple[int, int, int],
+          taken: list[Box]) -> None:  # fmt: skip
+    """Text below a box, or above it at the lower edge, unless it would lie on another's; `taken` is where there is text."""
+    font, (width, height) = load_font(SMALL_LETTERS), pen.im.size
+    across, down = math.ceil(font.getlength(text)) + 4, SMALL_LETTERS * 5 // 4
+    left = max(0, min(box[0], width - across))
+    top = box[3] + 1 if box[3] + 1 + down <= height else max(0, box[1] - down - 1)
+    place = left, top, left + across, top + down
+    if any(place[0] < x1 and x0 < place[2] and place[1] < y1 and y0 < place[3] for x0, y0, x1, y1 in taken):
+        return
+    taken.append(place)
+    pen.rectangle(place, fill=(0, 0, 0))
+    pen.text((left + 2, top), text, fill=colour, font=font)
+
+
+def says(classes: Sequence[str], label: int, probability: float) -> str:
+    """A verdict for people who look at a picture."""
+    return f"{drawable(classes[label], label)} {100 * probability:.1f} %"
 
 
 def make_folder(folder: Path, inputs: Sequence[str]) -> None:

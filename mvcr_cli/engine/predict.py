@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from mvcr_cli import weights
@@ -34,7 +35,7 @@ from mvcr_cli.engine import (
     silent,
 )
 from mvcr_cli.engine.evaluate import probabilities_of, tile_reader
-from mvcr_cli.engine.explain import draw_tiles, draw_views, for_panel, make_folder, save, seen_views
+from mvcr_cli.engine.explain import draw_tiles, draw_views, for_panel, make_folder, save, says, seen_views
 from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.engine.views import network_looking
 from mvcr_cli.engine.zoom_step import Glimpse, look
@@ -235,9 +236,14 @@ class TorchPredictor:
         rows = found.verdict.logits.float().cpu().double().softmax(-1).numpy()
         tiles = [self._tiles(network, found, number, ready) for number, ready in enumerate(group)]
         return [
-            Verdict(row, of, None if ready.image is None else draw_tiles(ready.image, of, (ready.width, ready.height)))
-            for ready, row, of in zip(group, rows, tiles, strict=True)
+            Verdict(row, of, self._drawn(ready, row, of)) for ready, row, of in zip(group, rows, tiles, strict=True)
         ]
+
+    def _drawn(self, ready: Ready, row: NDArray[np.float64], tiles: tuple[Tile, ...]) -> Image.Image | None:
+        if ready.image is None:
+            return None
+        verdict = says(self.classes, best := int(row.argmax()), row[best])
+        return draw_tiles(ready.image, tiles, (ready.width, ready.height), verdict)
 
     def _tiles(self, network: ZoomResNet, found: Glimpse, number: int, ready: Ready) -> tuple[Tile, ...]:
         """The tiles that one picture's verdict rests on, the weightiest first."""
