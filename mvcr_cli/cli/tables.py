@@ -22,8 +22,6 @@ from mvcr_cli.records import (
     ExportReport,
     Interval,
     LoaderReport,
-    Prediction,
-    Problem,
     ScaleCurve,
     ScaleCurveReport,
     TrainReport,
@@ -118,35 +116,6 @@ def conversion(report: ConversionReport) -> str:
         f"{display_name(report.file)}  {report.format}, {report.megabytes:,.1f} MB\n"
         f"{counted(report.tensors, 'tensor')} of {display_name(report.source)}, all of them finite\n"
     )
-
-
-def prediction_header() -> RenderableType:
-    return _prediction_grid([Text(name, style="bold") for name in ("picture", "class", "", "next", "size")])
-
-
-def prediction_row(result: Prediction | Problem) -> RenderableType:
-    """One row; columns have fixed shares of the width, so that rows printed one by one line up."""
-    path = Text(display_name(result.path))
-    if isinstance(result, Problem):
-        return _prediction_grid([path, Text(result.code, style="red"), Text(), _name(result.detail, 200), Text()])
-    others = ", ".join(
-        f"{display_name(other.label, NAME_CHARACTERS)} {percent(other.probability)}" for other in result.topk[1:3]
-    )
-    return _prediction_grid([
-        path, _name(result.label, 200), Text(percent(result.probability), style="bold"),
-        Text(others, style="dim"), Text(f"{result.width} x {result.height}"),
-    ])  # fmt: skip
-
-
-def _prediction_grid(cells: Sequence[Text]) -> Table:
-    grid = Table.grid(padding=(0, 2), expand=True)
-    grid.add_column(ratio=4, overflow="fold")
-    grid.add_column(ratio=3, overflow="fold")  # holds every error code at 80 columns
-    grid.add_column(width=7, justify="right", no_wrap=True)
-    grid.add_column(ratio=3, overflow="fold")
-    grid.add_column(width=13, justify="right", no_wrap=True)
-    grid.add_row(*cells)
-    return grid
 
 
 def evaluation(report: EvalReport) -> RenderableType:
