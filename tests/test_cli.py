@@ -491,6 +491,15 @@ def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
     assert "true \\ predicted" in out
 
 
+def test_eval_says_what_the_commonest_class_alone_would_get(run: Run, fake: Fake) -> None:
+    report = evaluation(("defective", "functional"))[0]
+    sizes = (205, 450)
+    classes = tuple(dataclasses.replace(row, n=n) for row, n in zip(report.classes, sizes, strict=True))
+    fake("evaluate", lambda config, **_: (dataclasses.replace(report, classes=classes), [], []))
+    assert "\nalways answering functional would get 68.7 %\n" in run("eval")[1]
+    assert json.loads(run("eval", "--json")[1])["majority_accuracy"] == 450 / 655
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_names_of_classes_are_whole_in_the_confusion_matrix_where_there_is_room(count: int) -> None:
     labels = tuple(f"defective-{number}" for number in range(count))

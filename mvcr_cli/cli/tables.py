@@ -133,12 +133,14 @@ def evaluation(report: EvalReport) -> RenderableType:
 
 def _headline(report: EvalReport) -> str:
     top5 = "" if report.top5 is None else f"top-5 {_interval(report.top5)}\n"
+    commonest = display_name(report.commonest.label, NAME_CHARACTERS)
     auroc = "" if report.auroc is None else f"  AUROC {report.auroc:.3f}"
     skipped = f", {report.skipped:,} skipped" if report.skipped else ""
     return (
         f"{display_name(report.run)} on {display_name(report.data)}: {counted(report.images, 'picture')}{skipped},"
         f"{_views(report.views)} {duration(report.seconds)}\n"
         f"top-1 {_interval(report.top1)}\n{top5}"
+        f"always answering {commonest} would get {percent(report.majority_accuracy)}\n"
         f"balanced accuracy {percent(report.balanced_accuracy)}  macro F1 {report.macro_f1:.3f}{auroc}\n"
         f"loss {report.loss:.3f}  calibration error {percent(report.calibration_error)}\n"
     )
