@@ -131,6 +131,13 @@ def prediction(path: str, label: str = "cat") -> Prediction:
     return Prediction(path=path, label=label, probability=0.75, topk=topk, width=40, height=30)
 
 
+def test_a_run_out_of_patience_says_so_in_its_last_lines(run: Run, fake: Fake) -> None:
+    for reason in ("finished", "patience"):
+        fake("train", lambda config, reason=reason, **_: iter([dataclasses.replace(TRAINED, stopped_by=reason)]))
+        _, out, _ = run("train", "d")
+        assert ("stopped by --patience: no epoch after 1 was better" in out.splitlines()[-1]) == (reason == "patience")
+
+
 def table_of(results: Sequence[Prediction | Problem], width: int = 80, topk: int = 5) -> list[str]:
     """The lines of the table of predictions in a terminal."""
     table = PredictionTable.fitted(width, results[0], topk)

@@ -77,10 +77,12 @@ def _joined(parts: Sequence[str]) -> str:
 def training(report: TrainReport) -> str:
     best = f"best {percent(report.best_accuracy)} on {counted(report.val_images, 'validation picture')}, at epoch"
     skipped = f", {report.skipped:,} skipped" if report.skipped else ""
+    out_of_patience = f"stopped by --patience: no epoch after {report.best_epoch} was better\n"
+    patience = out_of_patience if report.stopped_by == "patience" else ""
     return (
         (f"{best} {report.best_epoch} of {report.epochs}\n" if report.best_epoch else "no epoch was validated yet\n")
         + f"{counted(report.train_images, 'training picture')}{skipped}, {counted(report.steps, 'step')},"
-        f" {duration(report.seconds)}, {report.peak_rss_mb:,.0f} MB\n"
+        f" {duration(report.seconds)}, {report.peak_rss_mb:,.0f} MB\n{patience}"
     )
 
 
