@@ -188,7 +188,7 @@ def read_bytes(path: Path) -> bytes:
             raise CheckpointError(f"{display_name(path)} has {status.st_size:,} bytes; the limit is {MAX_FILE:,}")
         return path.read_bytes()
     except FileNotFoundError:
-        raise InputMissing(f"there is no file {display_name(path)}", "list the runs with: ls runs") from None
+        raise InputMissing(f"there is no file {display_name(path)}", "check the path") from None
     except PermissionError:
         raise NotPermitted(f"{display_name(path)} may not be read", "change its permissions") from None
     except OSError as error:

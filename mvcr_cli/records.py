@@ -191,6 +191,15 @@ class EvalReport:
     views: str = "all"
     seconds: float
 
+    @property
+    def commonest(self) -> ClassReport:
+        return max(self.classes, key=lambda one: one.n)
+
+    @property
+    def majority_accuracy(self) -> float:
+        """Top-1 of who always answers the commonest class; the record has it, too."""
+        return self.commonest.n / max(1, sum(one.n for one in self.classes))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageResult:
@@ -358,6 +367,8 @@ def record(result: Any) -> dict[str, Any]:
         return head | {"error": {"code": result.code, "detail": result.detail}}
     if isinstance(result, Prediction):
         values = {key: value for key, value in values.items() if value or key not in ("tiles", "explanation")}
+    if isinstance(result, EvalReport):
+        values["majority_accuracy"] = result.majority_accuracy
     return head | {key: _plain(value) for key, value in values.items()}
 
 

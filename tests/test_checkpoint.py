@@ -287,8 +287,10 @@ def test_bare_weights_say_what_they_are_for(tmp_path):
 
 
 def test_what_is_not_there_is_missing_and_what_is_no_file_never_blocks(tmp_path):
-    with pytest.raises(InputMissing):
-        Checkpoint.load(tmp_path / "none.safetensors")
+    for read in (Checkpoint.load, load_bare):
+        with pytest.raises(InputMissing) as caught:
+            read(tmp_path / "none.safetensors")
+        assert caught.value.hint == "check the path"
     os.mkfifo(tmp_path / "pipe.safetensors")
     for path in (tmp_path, tmp_path / "pipe.safetensors"):
         with pytest.raises(CheckpointError):

@@ -13,12 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from mvcr_cli import cli
@@ -27,6 +28,7 @@ from mvcr_cli.cli.benchmark import benchmark
 from mvcr_cli.cli.evaluate import evaluate
 from mvcr_cli.cli.export import export
 from mvcr_cli.cli.predict import predict
+from mvcr_cli.cli.prediction_table import PredictionTable, from_the_right
 from mvcr_cli.cli.signals import StopRequest
 from mvcr_cli.cli.train import train
 from mvcr_cli.config import (
@@ -124,19 +126,77 @@ def test_one_is_singular() -> None:
     assert "on 1,200 validation pictures," in shown and "1 training picture, 1 skipped, 1 step, 2.0 s" in shown
 
 
-@pytest.mark.parametrize("code", ["unknown_format", "too_many_pixels", "out_of_memory"])
-def test_an_error_code_keeps_its_line_in_80_columns(code: str) -> None:
-    console = Console(width=80, file=io.StringIO())
-    console.print(
-        tables.prediction_row(Problem(path="a/long/path/of/some/picture/0001.jpg", code=code, detail="x " * 40))
-    )
-    assert isinstance(console.file, io.StringIO)
-    assert code in console.file.getvalue()
-
-
 def prediction(path: str, label: str = "cat") -> Prediction:
     topk = (Label(label=label, probability=0.75), Label(label="[dog]", probability=0.25))
     return Prediction(path=path, label=label, probability=0.75, topk=topk, width=40, height=30)
+
+
+def test_a_run_out_of_patience_says_so_in_its_last_lines(run: Run, fake: Fake) -> None:
+    for reason in ("finished", "patience"):
+        fake("train", lambda config, reason=reason, **_: iter([dataclasses.replace(TRAINED, stopped_by=reason)]))
+        _, out, _ = run("train", "d")
+        assert ("stopped by --patience: no epoch after 1 was better" in out.splitlines()[-1]) == (reason == "patience")
+
+
+def table_of(results: Sequence[Prediction | Problem], width: int = 80, topk: int = 5) -> list[str]:
+    """The lines of the table of predictions in a terminal."""
+    table = PredictionTable.fitted(width, results[0], topk)
+    console = Console(width=width, file=io.StringIO())
+    for row in (table.header(), *map(table.row, results)):
+        console.print(row)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def guess(path: str, labels: str, side: int = 4000) -> Prediction:
+    topk = tuple(Label(label=label, probability=0.4) for label in labels.split(","))
+    return Prediction(path=path, label=topk[0].label, probability=1.0, topk=topk, width=side, height=side)
+
+
+@pytest.mark.parametrize("code", ["unknown_format", "too_many_pixels", "out_of_memory"])
+def test_an_error_code_keeps_its_line_in_80_columns(code: str) -> None:
+    problem = Problem(path="a/long/path/of/some/picture/0001.jpg", code=code, detail="x " * 40)
+    for first in (problem, prediction("a.jpg")):
+        assert any(code in line for line in table_of([first, problem])[1:])
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+@pytest.mark.parametrize("labels", ["7,6,5,4,3", "functional,defective", "defective-soldering,functional", "七,六"])
+def test_a_picture_takes_one_line_and_its_path_is_shortened_from_the_left(labels: str, width: int) -> None:
+    rows = [guess(f"{'/some/folder' * 12}/val/{n}/{n:05}.png", labels) for n in range(1, 4)]
+    lines = table_of(rows, width)
+    assert len(lines) == 4
+    assert max(map(cell_len, lines)) <= width
+    assert lines[0].split() == ["picture", "class", "probability", "next", "size"]
+    for number, line in enumerate(lines[1:], 1):
+        path, label = re.split("  +", line)[:2]
+        assert path.startswith("…/") and path.endswith(f"/{number:05}.png") and label == labels.split(",")[0]
+        assert "  100.0 %  " in line and line.endswith("  4000x4000")
+
+
+def test_the_table_of_predictions_shows_what_has_room() -> None:
+    path = "/tmp/photos/val/3/00001.png"
+    assert table_of([guess(path, "7,6,5,4,3")])[1].split("  ")[0] == "…/val/3/00001.png"
+    assert table_of([guess(path, "7,6,5,4,3")], 120)[1].startswith(path)
+    assert "  6 40.0 %, 5 40.0 %  " in table_of([guess(path, "7,6,5,4,3")])[1]
+    assert "functional 40.0 %" in table_of([guess(path, "defective,functional,empty,a,b")])[1]
+    assert ", empty" not in table_of([guess(path, "defective,functional,empty,a,b")])[1]
+    assert ", empty 40.0 %" in table_of([guess(path, "defective,functional,empty,a,b")], 120)[1]
+    assert len(table_of([guess(path, "cat,dog"), guess(path, "a class of many words,dog")])) > 3  # never cut
+    assert from_the_right("a-name-that-is-very-long.png", 10) == "…-long.png"
+
+
+def test_a_table_of_one_class_a_picture_has_no_runners_up() -> None:
+    header, row = table_of([guess("a.png", "cat")], topk=1)
+    assert header.split() == ["picture", "class", "probability", "size"]
+    assert row.split() == ["a.png", "cat", "100.0", "%", "4000x4000"]
+    assert header.index("probability") + len("probability") == row.index("%") + 1
+
+
+@pytest.mark.parametrize("width", [1, 20, 40, 60, 71, 72])
+def test_a_narrow_terminal_still_shows_class_and_probability(width: int) -> None:
+    lines = table_of([guess("some/where/00001.png", "cat,dog"), Problem(path="b", code="missing", detail="x")], width)
+    assert max(map(cell_len, lines)) <= max(width, 11)
+    assert width < 40 or ("cat" in lines[1] and "100.0 %" in lines[1])
 
 
 def evaluation(labels: tuple[str, ...] = ("cat", "dog")) -> tuple[EvalReport, list[ImageResult], list[Problem]]:
@@ -438,6 +498,15 @@ def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
     assert "true \\ predicted" in out
 
 
+def test_eval_says_what_the_commonest_class_alone_would_get(run: Run, fake: Fake) -> None:
+    report = evaluation(("defective", "functional"))[0]
+    sizes = (205, 450)
+    classes = tuple(dataclasses.replace(row, n=n) for row, n in zip(report.classes, sizes, strict=True))
+    fake("evaluate", lambda config, **_: (dataclasses.replace(report, classes=classes), [], []))
+    assert "\nalways answering functional would get 68.7 %\n" in run("eval")[1]
+    assert json.loads(run("eval", "--json")[1])["majority_accuracy"] == 450 / 655
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_names_of_classes_are_whole_in_the_confusion_matrix_where_there_is_room(count: int) -> None:
     labels = tuple(f"defective-{number}" for number in range(count))
@@ -552,8 +621,9 @@ def test_hostile_names_reach_a_forced_terminal_as_text() -> None:
 
     console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=120)
     for name in HOSTILE:
-        console.print(tables.prediction_row(prediction(name, label=name)))
-        console.print(tables.prediction_row(Problem(path=name, code="corrupt", detail=name)))
+        table = PredictionTable.fitted(120, prediction(name, label=name), 5)
+        console.print(table.row(prediction(name, label=name)))
+        console.print(table.row(Problem(path=name, code="corrupt", detail=name)))
         console.print(tables.evaluation(evaluation((name, f"{name}2"))[0]))
         console.print(tables.scale_curve(scale_report(name, f"{name}2")))
     shown = console.file.getvalue()  # type: ignore[attr-defined]

@@ -235,6 +235,21 @@ def test_unusable_command_lines_exit_2_before_any_engine_is_imported(
         (("train", "d", "--epochs", "0"), "between 1 and 100,000"),
         (("train", "d", "--time", "3"), "--time is 3s"),
         (("train", "d", "--nonsense"), "mvcr train --help"),
+        (("train", "d", "--lr", "1e9"), "above 0 and at most 100"),
+        (("train", "d", "--lr", "abc"), "--lr 'abc' is no number\nhint: write a number such as 0.1\n"),
+        (
+            ("train", "d", "--epochs", "1.5"),
+            "--epochs '1.5' is no whole number\nhint: write a whole number such as 8\n",
+        ),
+        (
+            ("predict", "a", "--format", "jsonn"),
+            "'jsonn' is none of auto, json, jsonl, csv, table\nhint: did you mean json?",
+        ),
+        (
+            ("predict", "a", "--format", "xml"),
+            "--format 'xml' is none of auto, json, jsonl, csv, table\nhint: mvcr predict",
+        ),
+        (("train", "d", "--device", "' is not one of '"), "is none of auto, cpu, cuda, mps\nhint: mvcr train --help"),
     ],
 )
 def test_a_refusal_says_what_to_write_instead(argv: tuple[str, ...], suggestion: str, run: Run) -> None:

@@ -16,6 +16,7 @@ from small_run import shapes, trained
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig, PredictConfig
 from mvcr_cli.data.folder import scan
+from mvcr_cli.engine import find_run
 from mvcr_cli.engine.evaluate import evaluate, none_readable, summarise
 from mvcr_cli.engine.predict import predict
 from mvcr_cli.errors import CannotCreate, ConfigMismatch, DataError, ExitCode, InputMissing
@@ -237,6 +238,30 @@ def test_an_exported_file_is_not_taken_for_weights(other, tmp_path):
     exported.write_bytes(b"any")
     with pytest.raises(ConfigMismatch, match="exported file"):
         evaluate(EvalConfig(data=other, run=exported))
+
+
+def test_a_run_that_is_not_there_is_guessed_from_those_that_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "leaves").mkdir(parents=True)
+    for name, hint in (
+        ("leaves", "did you mean runs/leaves?"),
+        ("runs/leafs", "did you mean runs/leaves?"),
+        ("x/leaves", "list the runs with: ls runs"),
+        ("mice", "list the runs with: ls runs"),
+    ):
+        with pytest.raises(InputMissing) as caught:
+            find_run(Path(name))
+        assert caught.value.hint == hint
+
+
+def test_a_folder_that_is_no_run_is_not_told_to_go_on(other, tmp_path):
+    with pytest.raises(InputMissing, match="is no run folder") as caught:
+        find_run(other)
+    assert "--resume" not in caught.value.hint
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputMissing, match=r"no weights/best\.safetensors") as caught:
+        find_run(tmp_path)
+    assert "--resume" in caught.value.hint
 
 
 def test_the_newest_finished_run_is_meant_without_a_name(run, other, tmp_path, monkeypatch):

@@ -125,6 +125,14 @@ def test_patterns_mean_files_and_one_that_matches_none_is_a_record(weights, pict
     assert [item.code for item in items if isinstance(item, Problem)] == ["missing"]
 
 
+def test_an_address_is_told_that_none_is_fetched(weights):
+    addresses = ("http://a.b/c.png", "https://a.b/c?d=*", "s3://a/b.png")
+    gone, *found = run(weights, "gone.png", *addresses)
+    assert [(item.path, item.code) for item in found] == [(address, "missing") for address in addresses]
+    assert {item.detail for item in found} == {"addresses are not fetched; download the picture first"}
+    assert "link to nothing" in gone.detail
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(weights, pictures, tmp_path):
     odd = tmp_path / "x[1]*.png"
     shutil.copyfile(pictures / "circle" / "000.png", odd)

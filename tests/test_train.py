@@ -274,8 +274,9 @@ def test_a_dry_run_refuses_the_folder_that_training_would_refuse(data, begun, tm
     (tmp_path / "photos" / "a.txt").touch()
     for folder in (begun, tmp_path / "photos"):
         before = fingerprint(folder)
-        with pytest.raises(CannotCreate):
+        with pytest.raises(CannotCreate) as caught:
             list(train(settings(data, folder, dry_run=True)))
+        assert "--name or --run" in caught.value.hint
         assert fingerprint(folder) == before
     assert list(train(settings(data, begun, dry_run=True, resume=True)))
 

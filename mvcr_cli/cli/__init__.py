@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -39,6 +41,13 @@ EXAMPLES = """Examples:
   mvcr eval                          # the newest run on its validation pictures
   mvcr predict img.jpg | jq .        # one JSON line a picture
   mvcr export --format onnx          # a file, checked against the run"""
+
+# Kinds of values that the library behind Typer refuses: what is wrong, and what to write.
+KINDS = {
+    "float_parsing": ("no number", "write a number such as 0.1"),
+    "int_parsing": ("no whole number", "write a whole number such as 8"),
+    "bool_parsing": ("neither true nor false", "write 1 or 0"),
+}
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", epilog=EXAMPLES,
@@ -109,13 +118,31 @@ def explain(error: Exception) -> MvcrError | None:
         return error
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
-        return UsageError(error.format_message(), f"{context.command_path if context else 'mvcr'} --help")
+        message, near = _of_another_kind(error) or (error.format_message(), None)
+        return UsageError(message, near or f"{context.command_path if context else 'mvcr'} --help")
     if is_out_of_memory(error):
         where = "".join(f" {note}" for note in getattr(error, "__notes__", ())[:1])
         return WorkerFailed(
             f"out of memory{where}", "a smaller --batch or --imgsz needs less; so do fewer --workers or --tiles"
         )
     return _explain_os(error) if isinstance(error, OSError) else None
+
+
+def _of_another_kind(error: typer.TyperException) -> tuple[str, str | None] | None:
+    """Message and hint for a value of a kind that its option does not take; None for what else is refused."""
+    option = getattr(error, "param", None)
+    problems = getattr(error.__cause__, "errors", None)
+    if option is None or problems is None:
+        return None
+    kind, value = problems()[0]["type"], problems()[0]["input"]
+    name = f"{option.opts[0]} {value!r}"
+    if kind in KINDS:
+        return f"{name} is {KINDS[kind][0]}", KINDS[kind][1]
+    if found := re.search(".* is not one of (.*)[.]", error.message, re.DOTALL):
+        choices = re.findall("'([^']*)'", found[1])
+        near = difflib.get_close_matches(str(value), choices, 1)
+        return f"{name} is none of {', '.join(choices)}", f"did you mean {near[0]}?" if near else None
+    return None
 
 
 def _explain_os(error: OSError) -> MvcrError | None:

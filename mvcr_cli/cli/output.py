@@ -97,6 +97,12 @@ class Output:
     def data_is_terminal(self) -> bool:
         return self._data is not None and self._data.isatty()
 
+    @property
+    def data_width(self) -> int:
+        """Columns of stdout."""
+        assert self._data is not None
+        return (os.get_terminal_size(self._data.fileno()).columns or 80) if self._data.isatty() else FILE_WIDTH
+
     def write(self, text: str) -> None:
         """Text for stdout, there when the call returns.
 
@@ -130,11 +136,7 @@ class Output:
     def _data_console(self) -> Console:
         from rich.console import Console
 
-        assert self._data is not None
-        width = FILE_WIDTH
-        if self.data_is_terminal:
-            width = os.get_terminal_size(self._data.fileno()).columns or 80
-        return Console(file=self._data, width=width, markup=False, highlight=False, emoji=False)
+        return Console(file=self._data, width=self.data_width, markup=False, highlight=False, emoji=False)
 
     def _discard_data(self) -> None:
         """What the buffer still holds must not fail again when it is closed."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,6 +17,9 @@ from mvcr_cli.config import PredictConfig, PredictFormat
 from mvcr_cli.errors import ExitCode, UsageError
 from mvcr_cli.paths import csv_text, display_name, json_path, to_json
 from mvcr_cli.records import Prediction, PredictSummary, Problem, record
+
+if TYPE_CHECKING:
+    from mvcr_cli.cli.prediction_table import PredictionTable
 
 CSV_HEADER = ("path", "label", "probability", "width", "height", "error", "detail", "topk", "explanation")
 
@@ -44,7 +49,7 @@ def predict(
         raise UsageError(f"--json contradicts --format {format}", "give one of them")
     output = session_of(ctx).output
     asked = "jsonl" if json else format
-    writer = _writer(asked, output)
+    writer = _writer(asked, output, config.topk)
     from mvcr_cli.engine.predict import predict as run_prediction
 
     names: Iterable[bytes] = sys.stdin.buffer if sys.stdin is not None else ()
@@ -106,23 +111,28 @@ class CsvWriter(Writer):
 
 
 class TableWriter(Writer):
+    def __init__(self, output: Output, topk: int) -> None:
+        super().__init__(output)
+        self.topk = topk
+        self.table: PredictionTable | None = None
+
     def add(self, result: Prediction | Problem) -> None:
-        from mvcr_cli.cli import tables
+        if self.table is None:
+            from mvcr_cli.cli.prediction_table import PredictionTable
 
-        if not self.count:
-            self.output.show(tables.prediction_header())
-        self.count += 1
-        self.output.show(tables.prediction_row(result))
+            self.table = PredictionTable.fitted(self.output.data_width, result, self.topk)
+            self.output.show(self.table.header())
+        self.output.show(self.table.row(result))
 
 
-def _writer(format: PredictFormat, output: Output) -> Writer:  # noqa: A002
+def _writer(format: PredictFormat, output: Output, topk: int) -> Writer:  # noqa: A002
     if format == "auto":
         format = "table" if output.data_is_terminal else "jsonl"  # noqa: A001
     kinds: dict[str, Callable[[Output], Writer]] = {
         "json": JsonArrayWriter,
         "jsonl": JsonLinesWriter,
         "csv": CsvWriter,
-        "table": TableWriter,
+        "table": partial(TableWriter, topk=topk),
     }
     return kinds[format](output)
 

@@ -22,8 +22,6 @@ from mvcr_cli.records import (
     ExportReport,
     Interval,
     LoaderReport,
-    Prediction,
-    Problem,
     ScaleCurve,
     ScaleCurveReport,
     TrainReport,
@@ -79,10 +77,12 @@ def _joined(parts: Sequence[str]) -> str:
 def training(report: TrainReport) -> str:
     best = f"best {percent(report.best_accuracy)} on {counted(report.val_images, 'validation picture')}, at epoch"
     skipped = f", {report.skipped:,} skipped" if report.skipped else ""
+    out_of_patience = f"stopped by --patience: no epoch after {report.best_epoch} was better\n"
+    patience = out_of_patience if report.stopped_by == "patience" else ""
     return (
         (f"{best} {report.best_epoch} of {report.epochs}\n" if report.best_epoch else "no epoch was validated yet\n")
         + f"{counted(report.train_images, 'training picture')}{skipped}, {counted(report.steps, 'step')},"
-        f" {duration(report.seconds)}, {report.peak_rss_mb:,.0f} MB\n"
+        f" {duration(report.seconds)}, {report.peak_rss_mb:,.0f} MB\n{patience}"
     )
 
 
@@ -120,35 +120,6 @@ def conversion(report: ConversionReport) -> str:
     )
 
 
-def prediction_header() -> RenderableType:
-    return _prediction_grid([Text(name, style="bold") for name in ("picture", "class", "", "next", "size")])
-
-
-def prediction_row(result: Prediction | Problem) -> RenderableType:
-    """One row; columns have fixed shares of the width, so that rows printed one by one line up."""
-    path = Text(display_name(result.path))
-    if isinstance(result, Problem):
-        return _prediction_grid([path, Text(result.code, style="red"), Text(), _name(result.detail, 200), Text()])
-    others = ", ".join(
-        f"{display_name(other.label, NAME_CHARACTERS)} {percent(other.probability)}" for other in result.topk[1:3]
-    )
-    return _prediction_grid([
-        path, _name(result.label, 200), Text(percent(result.probability), style="bold"),
-        Text(others, style="dim"), Text(f"{result.width} x {result.height}"),
-    ])  # fmt: skip
-
-
-def _prediction_grid(cells: Sequence[Text]) -> Table:
-    grid = Table.grid(padding=(0, 2), expand=True)
-    grid.add_column(ratio=4, overflow="fold")
-    grid.add_column(ratio=3, overflow="fold")  # holds every error code at 80 columns
-    grid.add_column(width=7, justify="right", no_wrap=True)
-    grid.add_column(ratio=3, overflow="fold")
-    grid.add_column(width=13, justify="right", no_wrap=True)
-    grid.add_row(*cells)
-    return grid
-
-
 def evaluation(report: EvalReport) -> RenderableType:
     """Headline with intervals, one row a class, and the confusion matrix when it fits."""
     parts: list[RenderableType] = [Text(_headline(report)), _class_table(report)]
@@ -164,12 +135,14 @@ def evaluation(report: EvalReport) -> RenderableType:
 
 def _headline(report: EvalReport) -> str:
     top5 = "" if report.top5 is None else f"top-5 {_interval(report.top5)}\n"
+    commonest = display_name(report.commonest.label, NAME_CHARACTERS)
     auroc = "" if report.auroc is None else f"  AUROC {report.auroc:.3f}"
     skipped = f", {report.skipped:,} skipped" if report.skipped else ""
     return (
         f"{display_name(report.run)} on {display_name(report.data)}: {counted(report.images, 'picture')}{skipped},"
         f"{_views(report.views)} {duration(report.seconds)}\n"
         f"top-1 {_interval(report.top1)}\n{top5}"
+        f"always answering {commonest} would get {percent(report.majority_accuracy)}\n"
         f"balanced accuracy {percent(report.balanced_accuracy)}  macro F1 {report.macro_f1:.3f}{auroc}\n"
         f"loss {report.loss:.3f}  calibration error {percent(report.calibration_error)}\n"
     )

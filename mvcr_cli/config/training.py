@@ -152,7 +152,12 @@ class TrainConfig:
             raise UsageError("--time and --epochs both say when the run ends", "give one of them")
         check(self.batch is None or 2 <= self.batch <= 65_536, "--batch", self.batch, "auto, or between 2 and 65,536")
         check(1 <= self.accumulate <= 4096, "--accumulate", self.accumulate, "between 1 and 4096")
-        check(self.lr is None or (math.isfinite(self.lr) and 0 < self.lr <= 100), "--lr", self.lr, "above 0 and finite")
+        check(
+            self.lr is None or (math.isfinite(self.lr) and 0 < self.lr <= 100),
+            "--lr",
+            self.lr,
+            "above 0 and at most 100",
+        )
         check(0 <= self.weight_decay < 10, "--weight-decay", self.weight_decay, "between 0 and 10")
         check(0 <= self.warmup < 1, "--warmup", self.warmup, "between 0 and 1")
         check(self.clip >= 0 and math.isfinite(self.clip), "--clip", self.clip, "0 (off) or above")

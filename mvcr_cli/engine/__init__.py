@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -57,16 +58,30 @@ def find_run(run: Path | None) -> Path:
             )
         run = max(finished, key=lambda folder: ((folder / "summary.json").stat().st_mtime_ns, folder.name))
     if run.is_dir():
-        weights = run / "weights" / "best.safetensors"
-        if not weights.is_file():
-            raise InputMissing(
-                f"{display_name(run)} has no weights/best.safetensors",
-                f"go on with the training: the command that began it, with --run {display_name(run)} --resume",
-            )
-        return weights
+        return _best_weights(run)
     if not run.is_file():
-        raise InputMissing(f"there is no run or file {display_name(run)}", "list the runs with: ls runs")
+        raise InputMissing(f"there is no run or file {display_name(run)}", _meant(run))
     return run
+
+
+def _best_weights(run: Path) -> Path:
+    weights = run / "weights" / "best.safetensors"
+    if weights.is_file():
+        return weights
+    shown = display_name(run)
+    if not any((run / name).exists() for name in ("config.json", ".lock")):
+        raise InputMissing(f"{shown} is no run folder", "name a folder that mvcr train made; list them with: ls runs")
+    raise InputMissing(
+        f"{shown} has no weights/best.safetensors",
+        f"go on with the training: the command that began it, with --run {shown} --resume",
+    )
+
+
+def _meant(run: Path) -> str:
+    """The hint for a run that is not there: one in ./runs of this name, or nearly."""
+    names = [path.name for path in RUNS.glob("*") if path.is_dir()] if run.parent in (Path(), RUNS) else []
+    near = [run.name] if run.name in names else difflib.get_close_matches(run.name, names, 1)
+    return f"did you mean {display_name(RUNS / near[0])}?" if near else "list the runs with: ls runs"
 
 
 def find_weights(run: Path | None) -> Path:

@@ -59,7 +59,9 @@ def claim_run(config: TrainConfig, held: contextlib.ExitStack) -> RunDirectory |
         return None
     run = RunDirectory(config.run)
     if run.is_foreign():
-        raise CannotCreate(f"{display_name(run.path)} exists and is no run", "choose another --name")
+        raise CannotCreate(
+            f"{display_name(run.path)} exists and is no run", "choose another folder with --name or --run"
+        )
     if config.dry_run:  # which writes nothing, and needs no lock
         _refuse_begun(run, config)
         return None
@@ -94,7 +96,8 @@ def make_run(config: TrainConfig, held: contextlib.ExitStack, say: Say) -> tuple
 def _refuse_begun(run: RunDirectory, config: TrainConfig) -> None:
     if run.config.exists() and not config.resume:
         raise CannotCreate(
-            f"{display_name(run.path)} holds a run already", "choose another --name, or go on with it: --resume"
+            f"{display_name(run.path)} holds a run already",
+            "choose another folder with --name or --run, or go on with it: --resume",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +48,7 @@ from mvcr_cli.paths import display_name
 from mvcr_cli.records import Label, Prediction, Problem, Tile
 
 IMAGENET_MODEL = "mvcr18"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Predictor(Protocol):
@@ -128,7 +130,7 @@ def _is_many(entry: str) -> bool:
 
 
 def _is_pattern(entry: str) -> bool:
-    return not os.path.lexists(entry) and glob.has_magic(entry)
+    return not os.path.lexists(entry) and glob.has_magic(entry) and not _ADDRESS.match(entry)
 
 
 def _folder(entry: str) -> Iterator[str | Problem]:
@@ -155,7 +157,9 @@ def _read(entry: str | Problem, predictor: Predictor) -> Ready | Problem:
     try:
         return predictor.read(entry)
     except BadImage as bad:
-        return Problem(path=entry, code=bad.code, detail=bad.detail)
+        is_address = bad.code == "missing" and _ADDRESS.match(entry)
+        detail = "addresses are not fetched; download the picture first" if is_address else bad.detail
+        return Problem(path=entry, code=bad.code, detail=detail)
 
 
 def _judge(group: list[Ready], predictor: Predictor, topk: int, folder: Path | None) -> Iterator[Prediction]:

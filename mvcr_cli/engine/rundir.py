@@ -260,7 +260,7 @@ def _lock(descriptor: int, lock: Path) -> None:
     except ImportError:  # Windows: no advisory locks in the standard library
         return
     shown = display_name(lock.parent)
-    busy = RunBusy(f"{shown} is being written by another mvcr train", "wait for it, or choose another --name")
+    busy = RunBusy(f"{shown} is being written by another mvcr train", "wait for it, or choose another --name or --run")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), os.stat(lock)):  # its run was taken back, and begun by a third

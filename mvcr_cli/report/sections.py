@@ -125,15 +125,14 @@ def _headline(run: RunFiles) -> str:
         best = run.summary.best_accuracy if run.summary else max(known, default=None)
         return f'<div><p class="big">{percent(best)}</p><p class="name">best validation accuracy</p></div>'
     top1 = report.top1
-    largest = max(report.classes, key=lambda one: one.n)
-    base = largest.n / max(1, sum(one.n for one in report.classes))
+    base = report.majority_accuracy
     track = (
         f'<i class="base" style="left:{100 * base:.2f}%"></i>'
         f'<i class="span" style="left:{100 * top1.low:.2f}%;width:{100 * (top1.high - top1.low):.2f}%"></i>'
         f'<i class="mark" style="left:{100 * top1.value:.2f}%"></i>'
     )
     interval = f"95\u202f% interval {percent(top1.low)} to {percent(top1.high)}, from {top1.n:,} pictures."
-    guess = f"Always answering <bdi>{shown(largest.label, 40)}</bdi> would get {percent(base)}, the grey mark."
+    guess = f"Always answering <bdi>{shown(report.commonest.label, 40)}</bdi> would get {percent(base)}, the grey mark."
     return (
         f'<div><p class="big">{percent(top1.value)}</p><p class="name">validation accuracy of the best epoch</p>'
         f'<div class="track">{track}</div><p class="ends"><span>0\u202f%</span><span>100\u202f%</span></p>'
