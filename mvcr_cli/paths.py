@@ -113,7 +113,7 @@ def refuse_inside(data: Path, place: Path, what: str, option: str) -> None:
 
     Raises: CannotCreate.
     """
-    if place.resolve().is_relative_to(data.resolve()):
+    if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(data)):
         raise CannotCreate(
             f"{what} {display_name(place)} would be written inside the data folder", f"choose {option} outside of it"
         )

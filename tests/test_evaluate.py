@@ -168,9 +168,10 @@ def test_pictures_that_the_run_was_trained_on_are_said_and_counted(run, data, ot
 
 
 @pytest.mark.parametrize("name", ["results", "circle/predictions.csv"])
-def test_results_are_not_written_into_the_folder_of_a_split(run, data, name):
-    with pytest.raises(CannotCreate, match="inside the data folder"):
-        check(run, out=data / name)
+def test_results_are_not_written_into_the_folder_of_a_split(run, data, other, name):
+    for judged in (None, other):
+        with pytest.raises(CannotCreate, match="inside the data folder"):
+            check(run, judged, out=data / name)
 
 
 def test_a_damaged_record_of_training_pictures_keeps_nobody_from_evaluating(run, other, tmp_path):

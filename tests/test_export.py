@@ -156,6 +156,17 @@ def test_existing_file_is_kept(run: Path) -> None:
     assert target.read_bytes() != b"mine"
 
 
+@pytest.mark.parametrize("name", ["data/x.onnx", "data/circle/x.onnx", "link/x.onnx"])
+def test_nothing_is_exported_into_the_data_of_the_run(run: Path, name: str) -> None:
+    place = run.parent.parent
+    (place / "link").symlink_to("data")
+    write_json(run / "config.json", {"train": {"data": str(place / "data")}})
+    with pytest.raises(CannotCreate, match="inside the data folder") as caught:
+        export(ExportConfig(run=run, out=place / name))
+    assert caught.value.hint == "choose an --out outside of it"
+    assert not list(place.rglob("x.onnx"))
+
+
 def test_safetensors_holds_the_plain_trunk(run: Path) -> None:
     report = export(ExportConfig(run=run, format="safetensors"))
     tensors = safetensors.torch.load_file(report.file)

@@ -30,6 +30,7 @@ from mvcr_cli.data.preprocess import PreprocessGraph
 from mvcr_cli.engine import Say, Track, find_weights, run_directory, say_nothing, silent
 from mvcr_cli.engine.evaluate import probabilities_of, validation_split
 from mvcr_cli.engine.onnx_predictor import OnnxPredictor, require_onnx
+from mvcr_cli.engine.rundir import refuse_in_data
 from mvcr_cli.engine.verdict import Parity
 from mvcr_cli.engine.views import first_view, through
 from mvcr_cli.errors import BadImage, CannotCreate, CheckFailed, ConfigMismatch, UsageError
@@ -73,13 +74,14 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
 
     Raises:
         CheckFailed: it does not; no file is written.
-        CannotCreate: the file exists and may not be replaced.
+        CannotCreate: the file exists and may not be replaced, or would lie in the data of the run.
     """
     weights = find_weights(config.run)
     folder = run_directory(weights)
     if config.run is None:
         say(f"run: {display_name(folder or weights)}")
     target = config.out or _target_beside(weights, folder, config)
+    refuse_in_data(folder, target, "the exported file", "an --out")
     check_target(target, config)
     checkpoint = Checkpoint.load(weights)
     if config.views == "1":
