@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import draw_shape
 
 from mvcr_cli.checkpoint import Checkpoint
@@ -13,6 +14,9 @@ from mvcr_cli.config import TrainConfig
 from mvcr_cli.engine.train import train
 from mvcr_cli.paths import write_json
 from mvcr_cli.records import EpochReport, TrainReport
+
+NOWHERE = Path("/proc/mvcr")  # a folder that nobody can make
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="every folder of this system can be written")
 
 
 def shapes(root: Path, *, classes: tuple[str, ...] = ("circle", "square"), images: int = 16, first: int = 0) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_run import run_of, shapes
+from small_run import NOWHERE, needs_proc, run_of, shapes
 
 from mvcr_cli.config import PredictConfig
 from mvcr_cli.data.preprocess import Preprocess
@@ -125,6 +125,13 @@ def test_explanations_never_lie_in_the_data_of_the_run(place, why, run):
     os.chdir(place / "elsewhere")
     with pytest.raises(CannotCreate, match="inside the data folder"):
         explained(place, ("../pic.png",), f"../{why}", run)
+
+
+@needs_proc
+@pytest.mark.parametrize("why", [NOWHERE, NOWHERE / "below", NOWHERE.parent])
+def test_a_folder_that_cannot_be_made_is_refused_before_a_picture_is_read(place, why):
+    with pytest.raises(CannotCreate, match=f"^cannot create {why}: No such file"):
+        explained(place, ("nothing.png",), str(why))
 
 
 @pytest.mark.parametrize("entry", ["pic.png", "./pic.png", "*.png", "new/000.png", "nothing.png"])

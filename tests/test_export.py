@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from small_run import NOWHERE, needs_proc
 
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import ExportConfig, PredictConfig
@@ -165,6 +166,14 @@ def test_nothing_is_exported_into_the_data_of_the_run(run: Path, name: str) -> N
         export(ExportConfig(run=run, out=place / name))
     assert caught.value.hint == "choose an --out outside of it"
     assert not list(place.rglob("x.onnx"))
+
+
+@needs_proc
+def test_a_place_that_takes_no_file_is_refused_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "compare", None)
+    out = NOWHERE.with_suffix(".onnx")
+    with pytest.raises(CannotCreate, match=f"^cannot create {out}: No such file"):
+        export(ExportConfig(run=run, out=out))
 
 
 def test_safetensors_holds_the_plain_trunk(run: Path) -> None:

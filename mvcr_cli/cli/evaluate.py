@@ -18,9 +18,9 @@ from mvcr_cli.paths import (
     csv_text,
     display_name,
     json_path,
+    make_folder,
     refuse_inside,
     to_json,
-    write_error,
     write_json,
     write_whole,
 )
@@ -103,10 +103,7 @@ def _is_file(out: Path) -> bool:
 
 
 def _write(out: Path, report: EvalReport, results: Sequence[ImageResult], problems: Sequence[Problem]) -> None:
-    try:
-        (out.parent if _is_file(out) else out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(out, error) from error
+    make_folder(out.parent if _is_file(out) else out)
     if _is_file(out):
         write_whole(out, _csv(results) if out.suffix.lower() == ".csv" else _json_lines(results, problems))
     else:

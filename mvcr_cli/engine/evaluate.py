@@ -53,7 +53,7 @@ from mvcr_cli.engine.zoom_step import look
 from mvcr_cli.errors import ConfigMismatch, DataError, MvcrError, WorkerFailed
 from mvcr_cli.models import Network
 from mvcr_cli.models.zoom import ZoomResNet
-from mvcr_cli.paths import display_name
+from mvcr_cli.paths import check_creatable, display_name
 from mvcr_cli.records import NO_LOSS, EvalReport, ImageResult, Problem
 
 Probabilities = NDArray[np.float64]
@@ -150,11 +150,12 @@ class Pictures:
 def evaluation_set(config: EvalConfig, weights: Path, checkpoint: Checkpoint) -> Pictures:
     """The pictures of `config.data`, else of the run's own validation split.
 
-    Raises: MvcrError when they cannot be used, or would be written among.
+    Raises: MvcrError when they cannot be used, or `config.out` lies among them or cannot be made.
     """
     folder = run_directory(weights)
     if config.out is not None:
         refuse_in_data(folder, config.out, "the results", "an --out")
+        check_creatable(config.out)
     if config.data is not None:
         index = scan(find_evaluation(config.data), follow_links=config.follow_links)
         samples, missing = relabel(index, checkpoint.classes, ignore_extra=config.ignore_extra_classes)

@@ -22,7 +22,7 @@ from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.errors import CannotCreate
 from mvcr_cli.lettering import drawable, load_font
 from mvcr_cli.models.mvcr import MultiScaleResNet
-from mvcr_cli.paths import display_name, refuse_inside, write_error, write_whole
+from mvcr_cli.paths import check_creatable, display_name, make_folder, refuse_inside, write_whole
 from mvcr_cli.records import Tile
 
 Heat = NDArray[np.float32]  # (H, W), 0 nothing .. 1 most
@@ -133,17 +133,15 @@ def draw_tiles(image: Image.Image, tiles: Sequence[Tile], size: tuple[int, int])
     return sheet
 
 
-def make_folder(folder: Path, inputs: Iterable[str]) -> None:
+def prepare_folder(folder: Path, inputs: Iterable[str]) -> None:
     """Make the folder of the explanations, none of which may become an input.
 
     Raises: WriteFailed, CannotCreate, NotPermitted.
     """
     for entry in inputs:
         refuse_among(folder, entry)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
+    check_creatable(folder)
+    make_folder(folder)
 
 
 def refuse_among(folder: Path, entry: str) -> None:

@@ -35,7 +35,7 @@ from mvcr_cli.engine.verdict import Parity
 from mvcr_cli.engine.views import first_view, through
 from mvcr_cli.errors import BadImage, CannotCreate, CheckFailed, ConfigMismatch, UsageError
 from mvcr_cli.models import Network
-from mvcr_cli.paths import display_name, to_json, write_whole
+from mvcr_cli.paths import check_creatable, display_name, to_json, write_whole
 from mvcr_cli.records import ExportReport
 
 OPSET = 18
@@ -121,10 +121,11 @@ def _target_beside(weights: Path, folder: Path | None, config: ExportConfig) -> 
 
 
 def check_target(target: Path, config: ExportConfig) -> None:
-    """Refuse before the work what could not be written after it. Raises: CannotCreate."""
+    """Refuse before the work what could not be written after it. Raises: CannotCreate, NotPermitted, WriteFailed."""
     _refuse_existing((target,), config)
     if not target.parent.is_dir():
         raise CannotCreate(f"there is no folder {display_name(target.parent)}", "make it, or choose another --out")
+    check_creatable(target)
 
 
 def _refuse_existing(paths: Iterable[Path], config: ExportConfig) -> None:

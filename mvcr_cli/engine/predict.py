@@ -34,7 +34,7 @@ from mvcr_cli.engine import (
     silent,
 )
 from mvcr_cli.engine.evaluate import probabilities_of, tile_reader
-from mvcr_cli.engine.explain import draw_tiles, draw_views, for_panel, make_folder, refuse_among, save, seen_views
+from mvcr_cli.engine.explain import draw_tiles, draw_views, for_panel, prepare_folder, refuse_among, save, seen_views
 from mvcr_cli.engine.rundir import refuse_in_data
 from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.engine.views import network_looking
@@ -81,7 +81,7 @@ def predict(config: PredictConfig, *, stdin: Iterable[bytes] = (), track: Track 
     """
     predictor = open_predictor(config, say)
     if config.explain is not None:
-        make_folder(config.explain, _named(config.inputs))
+        prepare_folder(config.explain, _named(config.inputs))
         stdin = _apart(stdin, config.explain)
     piped = "-" in config.inputs
     batch = 1 if piped else predictor.at_once(config.batch)

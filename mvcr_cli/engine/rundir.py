@@ -19,7 +19,16 @@ from mvcr_cli import __version__
 from mvcr_cli.checkpoint import pack, read_bytes, unpack
 from mvcr_cli.engine import RUNS
 from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, InputMissing, MvcrError, RunBusy
-from mvcr_cli.paths import csv_text, display_name, refuse_inside, to_json, write_error, write_whole
+from mvcr_cli.paths import (
+    create_error,
+    csv_text,
+    display_name,
+    make_folder,
+    refuse_inside,
+    to_json,
+    write_error,
+    write_whole,
+)
 from mvcr_cli.records import EpochReport, TrainReport
 
 FORMAT_VERSION = 1  # of a run folder as a whole; config.json carries it
@@ -54,10 +63,7 @@ class RunDirectory:
 
         Raises: CannotCreate, NotPermitted or WriteFailed, as when `runs` is a file or a link to nothing.
         """
-        try:
-            RUNS.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(RUNS, error) from error
+        make_folder(RUNS)
         for number in range(1, 1_000_000):
             path = RUNS / f"{model}-{number}"
             try:
@@ -65,7 +71,7 @@ class RunDirectory:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise write_error(path, error) from error
+                raise create_error(path, error) from error
             run = cls(path)
             run._made = [path]
             return run
@@ -85,13 +91,10 @@ class RunDirectory:
         )
 
     def create(self) -> None:
-        try:
-            for folder in (self.path, self.best.parent, self.states):
-                if not folder.is_dir():
-                    folder.mkdir(parents=True, exist_ok=True)
-                    self._made.append(folder)
-        except OSError as error:
-            raise write_error(self.path, error) from error
+        for folder in (self.path, self.best.parent, self.states):
+            if not folder.is_dir():
+                make_folder(folder)
+                self._made.append(folder)
 
     def _take_back(self) -> None:
         """Remove what was made for a run that has not begun; whatever else is there stays."""
