@@ -431,6 +431,30 @@ def test_eval_writes_nothing_into_the_data(
 
 
 @pytest.mark.usefixtures("evaluated")
+@pytest.mark.parametrize(
+    "out", ["runs/x", "runs/x/", "link", "runs/x/../x", "runs/x/results.csv", "runs/x/metrics.jsonl", "."]
+)
+def test_eval_replaces_nothing_that_a_run_has_written(
+    out: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "runs" / "x"
+    (place / "weights").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("runs/x")
+    own = ("config.json", "eval.json", "metrics.jsonl", "results.csv")
+    for name in own:
+        (place / name).write_text(name)
+    monkeypatch.chdir(place if out == "." else tmp_path)
+    code, printed, err = run("eval", "--out", out)
+    assert (code, printed) == (73, "")
+    (advice,) = re.findall(r"--out (\S+eval|eval)$", err, re.MULTILINE)
+    assert sorted(path.name for path in place.iterdir() if path.is_file()) == sorted(own)
+    assert all((place / name).read_text() == name for name in own)
+    for allowed in 2 * (advice, os.path.join(os.path.dirname(advice), "predictions.csv")):
+        assert run("eval", "--keep-going", "--out", allowed)[0] == 0
+    assert (place / "eval" / "eval.json").exists() and (place / "predictions.csv").exists()
+
+
+@pytest.mark.usefixtures("evaluated")
 def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
     _, out, _ = run("eval")
     assert "top-1 50.0 %  (95 % interval 10.0 % to 90.0 %, n = 2)" in out

@@ -27,6 +27,7 @@ from mvcr_cli.paths import (
 from mvcr_cli.records import EvalReport, ImageResult, Problem, record
 
 FILE_SUFFIXES = (".csv", ".jsonl")
+RUN_FILES = ("findings.jsonl", "metrics.jsonl", "results.csv")
 
 
 def evaluate(
@@ -89,7 +90,12 @@ def check_out(out: Path) -> None:
         raise CannotCreate(
             f"--out {display_name(out)} exists and is no folder", "write FILE.csv, FILE.jsonl or a folder"
         )
-    place = out.parent if is_file else out
+    if _is_of_run(out):
+        raise CannotCreate(
+            f"--out {display_name(out)} would replace what a run keeps of itself",
+            f"choose a folder of its own, as in --out {display_name(_place(out) / 'eval')}",
+        )
+    place = _place(out)
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
@@ -98,12 +104,24 @@ def check_out(out: Path) -> None:
         raise NotPermitted(f"cannot write to {display_name(place)}", "choose a folder that you may write, with --out")
 
 
+def _is_of_run(out: Path) -> bool:
+    """Whether it is the folder of a run, or one of the files that a run has in it."""
+    place = _place(out)
+    is_run = (place / "config.json").is_file() and (place / "weights").is_dir()
+    return is_run and (place == out or out.name in RUN_FILES)
+
+
+def _place(out: Path) -> Path:
+    """The folder that results go to."""
+    return out.parent if _is_file(out) else out
+
+
 def _is_file(out: Path) -> bool:
     return out.suffix.lower() in FILE_SUFFIXES
 
 
 def _write(out: Path, report: EvalReport, results: Sequence[ImageResult], problems: Sequence[Problem]) -> None:
-    make_folder(out.parent if _is_file(out) else out)
+    make_folder(_place(out))
     if _is_file(out):
         write_whole(out, _csv(results) if out.suffix.lower() == ".csv" else _json_lines(results, problems))
     else:
