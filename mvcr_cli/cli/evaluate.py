@@ -27,6 +27,12 @@ from mvcr_cli.paths import (
 from mvcr_cli.records import EvalReport, ImageResult, Problem, record
 
 FILE_SUFFIXES = (".csv", ".jsonl")
+# A folder may well be called results.v2; with one of these it would be taken for the file that was asked for.
+OTHER_SUFFIXES = frozenset({
+    ".txt", ".log", ".md", ".json", ".ndjson", ".xml", ".yaml", ".yml", ".toml", ".html", ".htm", ".pdf", ".png",
+    ".jpg", ".jpeg", ".svg", ".tsv", ".xls", ".xlsx", ".ods", ".parquet", ".feather", ".arrow", ".npy", ".npz", ".h5",
+    ".hdf5", ".pkl", ".pickle", ".db", ".sqlite", ".zip", ".gz", ".onnx", ".pt", ".pt2", ".pth", ".safetensors",
+})  # fmt: skip
 RUN_FILES = ("findings.jsonl", "metrics.jsonl", "results.csv")
 
 
@@ -49,12 +55,8 @@ def evaluate(
 ) -> None:
     """Measure how far a run can be trusted; with --scales, how well it holds when objects change size."""
     config = config_of(EvalConfig, ctx)
-    if config.scales is not None and config.out is not None and _is_file(config.out):
-        raise UsageError(
-            f"--out {display_name(config.out)}: a curve over --scales has no predictions to list",
-            "name a folder, for scales.json and scales.png",
-        )
     if config.out is not None:
+        check_name(config.out, config.scales is not None)
         check_out(config.out)
         if config.data is not None:
             refuse_inside(config.data, config.out, "the results", "an --out")
@@ -76,6 +78,24 @@ def evaluate(
     output.problems(problems)
     if not keep_going and any(map(is_bad, problems)):
         raise typer.Exit(ExitCode.BAD_DATA)
+
+
+def check_name(out: Path, over_scales: bool) -> None:
+    """Refuse a name that promises a file which is not written. A folder that is there may have any name.
+
+    Raises: UsageError.
+    """
+    if over_scales and _is_file(out):
+        raise UsageError(
+            f"--out {display_name(out)}: a curve over --scales has no predictions to list",
+            "name a folder, for scales.json and scales.png",
+        )
+    if out.suffix.lower() in OTHER_SUFFIXES and not out.exists():
+        folder = display_name(out.with_suffix(""))
+        raise UsageError(
+            f"--out {display_name(out)}: eval writes no {display_name(out.suffix)} file",
+            f"name a folder, as in --out {folder}" + ("" if over_scales else f", or a file, {folder}.csv or .jsonl"),
+        )
 
 
 def check_out(out: Path) -> None:
