@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -113,10 +114,36 @@ def refuse_inside(data: Path, place: Path, what: str, option: str) -> None:
 
     Raises: CannotCreate.
     """
-    if place.resolve().is_relative_to(data.resolve()):
+    if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(data)):
         raise CannotCreate(
             f"{what} {display_name(place)} would be written inside the data folder", f"choose {option} outside of it"
         )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises: CannotCreate, NotPermitted, WriteFailed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise create_error(folder, error) from error
+
+
+def check_creatable(path: Path) -> None:
+    """Refuse a file or folder to write when the nearest folder above it takes no file; nothing is left of the attempt.
+
+    Raises: CannotCreate, NotPermitted, WriteFailed.
+    """
+    place = path
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise create_error(path, error) from error
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -148,12 +175,21 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_whole(path, to_json(value, indent=2) + "\n")
 
 
+def create_error(path: Path, error: OSError) -> MvcrError:
+    """The `MvcrError` that says why `path` could not be made."""
+    if error.errno == errno.ENOENT:
+        return CannotCreate(f"cannot create {display_name(path)}: {os.strerror(error.errno)}", "choose another folder")
+    return write_error(path, error)
+
+
 def write_error(path: Path, error: OSError, size: int = 0) -> MvcrError:
     """The `MvcrError` that says why `path` could not be written."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     what = f"cannot write {size:,} bytes to {display_name(path)}" if size else f"cannot write {display_name(path)}"
     if error.errno in (errno.EACCES, errno.EPERM):
         return NotPermitted(f"{what}: {reason}", "choose a folder that you may write, with --out or --name")
+    if error.errno == errno.ENOENT and path.parent.is_dir():
+        return CannotCreate(f"{what}: {reason}", "choose another folder")
     if error.errno == errno.ENOENT:
         return CannotCreate(f"{what}: its folder is not there any more", "run the same command again")
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):

@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import draw_shape
 
+from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import TrainConfig
 from mvcr_cli.engine.train import train
+from mvcr_cli.paths import write_json
 from mvcr_cli.records import EpochReport, TrainReport
+
+NOWHERE = Path("/proc/mvcr")  # a folder that nobody can make
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="every folder of this system can be written")
 
 
 def shapes(root: Path, *, classes: tuple[str, ...] = ("circle", "square"), images: int = 16, first: int = 0) -> Path:
@@ -43,6 +49,20 @@ def trained(data: Path, run: Path | None, *, stop: Callable[[], str | None] | No
     *epochs, end = items
     assert isinstance(end, TrainReport)
     return [epoch for epoch in epochs if isinstance(epoch, EpochReport)], end
+
+
+def run_of(weights: Checkpoint, folder: Path, *, data: str, root: Path, val: str | None = None) -> Path:
+    """A run folder as far as other commands read it, of a training that nobody did.
+
+    Args:
+        data: as given to the training, and `val`.
+        root: where the data are.
+    """
+    (folder / "weights").mkdir(parents=True)
+    weights.save(folder / "weights" / "best.safetensors")
+    write_json(folder / "config.json", {"train": {"data": data, "val": val}})
+    write_json(folder / "split.json", {"classes": list(weights.classes), "root": str(root), "train": [], "val": []})
+    return folder
 
 
 def stop_at(count: int, signal: str = "SIGINT") -> Callable[[], str | None]:

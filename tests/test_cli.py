@@ -491,6 +491,51 @@ def test_eval_writes_nothing_into_the_data(
 
 
 @pytest.mark.usefixtures("evaluated")
+@pytest.mark.parametrize(
+    "out", ["runs/x", "runs/x/", "link", "runs/x/../x", "runs/x/results.csv", "runs/x/metrics.jsonl", "."]
+)
+def test_eval_replaces_nothing_that_a_run_has_written(
+    out: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "runs" / "x"
+    (place / "weights").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("runs/x")
+    own = ("config.json", "eval.json", "metrics.jsonl", "results.csv")
+    for name in own:
+        (place / name).write_text(name)
+    monkeypatch.chdir(place if out == "." else tmp_path)
+    code, printed, err = run("eval", "--out", out)
+    assert (code, printed) == (73, "")
+    (advice,) = re.findall(r"--out (\S+eval|eval)$", err, re.MULTILINE)
+    assert sorted(path.name for path in place.iterdir() if path.is_file()) == sorted(own)
+    assert all((place / name).read_text() == name for name in own)
+    for allowed in 2 * (advice, os.path.join(os.path.dirname(advice), "predictions.csv")):
+        assert run("eval", "--keep-going", "--out", allowed)[0] == 0
+    assert (place / "eval" / "eval.json").exists() and (place / "predictions.csv").exists()
+
+
+@pytest.mark.usefixtures("evaluated")
+@pytest.mark.parametrize(
+    ("name", "there"), [("results.v2", False), ("2026.11.26", False), (".json", False), ("old.txt", True)]
+)
+def test_a_folder_for_results_may_have_a_dot(name: str, there: bool, run: Run, tmp_path: Path) -> None:
+    if there:
+        (tmp_path / name).mkdir()
+    assert run("eval", "--keep-going", "--out", str(tmp_path / name))[0] == 0
+    assert (tmp_path / name / "eval.json").is_file()
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_a_name_of_another_kind_of_file_is_no_folder_for_results(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("eval", "--out", str(tmp_path / "foo.txt"))
+    assert code == 2 and "eval writes no .txt file" in err and f"--out {tmp_path / 'foo'}, or a file" in err
+    code, _, err = run("eval", "--scales", "1/2,1", "--out", str(tmp_path / "foo.png"))
+    assert code == 2 and err.rstrip().endswith(f"--out {tmp_path / 'foo'}")
+    assert not list(tmp_path.iterdir())
+    assert ".csv" in run("eval", "--help")[1] and ".txt" in run("eval", "--help")[1]
+
+
+@pytest.mark.usefixtures("evaluated")
 def test_eval_shows_intervals_classes_and_confusion(run: Run) -> None:
     _, out, _ = run("eval")
     assert "top-1 50.0 %  (95 % interval 10.0 % to 90.0 %, n = 2)" in out

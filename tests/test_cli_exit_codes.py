@@ -128,6 +128,8 @@ REFUSED = [
     "eval --scales 1,1e999",
     "eval --scales 1,-2",
     "eval --scales 1/2,1 --out x.csv",
+    *(f"eval --out new/x{suffix}" for suffix in (".txt", ".JSON", ".html", ".png", ".xlsx", ".tsv", ".v2.parquet")),
+    "eval --scales 1/2,1 --out x.png",
     "eval --against runs/b",
     "predict",
     "predict -rf",

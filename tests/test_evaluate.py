@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import draw_shape
-from small_run import shapes, trained
+from small_run import NOWHERE, needs_proc, shapes, trained
 
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import EvalConfig, PredictConfig
@@ -19,6 +19,7 @@ from mvcr_cli.data.folder import scan
 from mvcr_cli.engine import find_run
 from mvcr_cli.engine.evaluate import evaluate, none_readable, summarise
 from mvcr_cli.engine.predict import predict
+from mvcr_cli.engine.scale_curve import scale_curve
 from mvcr_cli.errors import CannotCreate, ConfigMismatch, DataError, ExitCode, InputMissing
 from mvcr_cli.records import ImageResult, Prediction, Problem, record
 
@@ -177,9 +178,27 @@ def test_pictures_that_the_run_was_trained_on_are_said_and_counted(run, data, ot
 
 
 @pytest.mark.parametrize("name", ["results", "circle/predictions.csv"])
-def test_results_are_not_written_into_the_folder_of_a_split(run, data, name):
-    with pytest.raises(CannotCreate, match="inside the data folder"):
-        check(run, out=data / name)
+def test_results_are_not_written_into_the_folder_of_a_split(run, data, other, name):
+    for judged in (None, other):
+        with pytest.raises(CannotCreate, match="inside the data folder"):
+            check(run, judged, out=data / name)
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    "out", [NOWHERE, NOWHERE / "below", NOWHERE / "x.csv", NOWHERE.parent / "x.csv", NOWHERE.parent]
+)
+def test_a_place_that_takes_no_results_is_refused_before_the_work(run, out, monkeypatch):
+    monkeypatch.setattr("mvcr_cli.engine.evaluate.infer", None)
+    with pytest.raises(CannotCreate, match=f"^cannot create {out}: No such file"):
+        check(run, out=out)
+    with pytest.raises(CannotCreate, match=f"^cannot create {out}: No such file"):
+        scale_curve(EvalConfig(run=run, device="cpu", workers=1, scales=(0.5, 1.0), out=out))
+
+
+def test_a_place_is_tried_without_a_trace(run, tmp_path):
+    check(run, out=tmp_path / "new" / "results")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_record_of_training_pictures_keeps_nobody_from_evaluating(run, other, tmp_path):

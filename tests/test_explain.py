@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_run import shapes
+from small_run import NOWHERE, needs_proc, run_of, shapes
 
 from mvcr_cli.config import PredictConfig
 from mvcr_cli.data.preprocess import Preprocess
@@ -71,13 +74,77 @@ def test_a_network_without_views_has_nothing_to_explain(tmp_path):
     assert not (tmp_path / "why").exists()
 
 
-def test_explanations_never_become_inputs(tmp_path):
-    untrained(config_for("mvcr10n", 2), Preprocess(size=48)).save(tmp_path / "best.safetensors")
-    data = shapes(tmp_path / "data", images=1)
-    config = PredictConfig(inputs=(str(data),), run=tmp_path / "best.safetensors", explain=data / "why", workers=1)
-    with pytest.raises(CannotCreate, match="among the pictures"):
-        list(predict(config))
-    assert not (data / "why").exists()
+def explained(root: Path, inputs: tuple[str, ...], why: str, run: str = "best.safetensors",
+              stdin: tuple[bytes, ...] = ()) -> list[str]:  # fmt: skip
+    """The names below `root` that a prediction with explanations adds."""
+    before = set(root.rglob("*"))
+    config = PredictConfig(inputs=inputs, run=root / run, explain=Path(why), workers=1)
+    try:
+        assert all(isinstance(item, Prediction) for item in predict(config, stdin=stdin))
+    except CannotCreate as error:
+        assert set(root.rglob("*")) == before
+        raise error
+    return sorted(str(path.relative_to(root)) for path in set(root.rglob("*")) - before)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """The current folder, with weights, a run of them, its data, and two pictures that it has not seen."""
+    weights = untrained(config_for("mvcr10n", 2), Preprocess(size=48))
+    weights.save(tmp_path / "best.safetensors")
+    run_of(weights, tmp_path / "run", data="data", root=tmp_path / "data", val="more")
+    shapes(tmp_path / "data", images=1)
+    shapes(tmp_path / "more", images=1)
+    shutil.copytree(tmp_path / "data" / "circle", tmp_path / "new")
+    shutil.copy(tmp_path / "new" / "000.png", tmp_path / "pic.png")
+    (tmp_path / "link").symlink_to("new")
+    (tmp_path / "link.png").symlink_to("more/circle/000.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [("data", "data/why"), ("data", "data"), ("new", "link/why"), ("new/000.png", "new"), ("link/000.png", "new"),
+     ("new/000.png", "link"), ("new/*.png", "new"), ("pic.png", "."), ("link.png", "more/circle")],
+)  # fmt: skip
+def test_explanations_never_lie_among_the_pictures(place, entry, why):
+    with pytest.raises(CannotCreate, match="would be written") as caught:
+        explained(place, ("data/circle/000.png", entry), why)
+    assert "--explain" in caught.value.hint
+
+
+def test_explanations_never_lie_beside_a_picture_that_is_named_on_stdin(place):
+    with pytest.raises(CannotCreate, match="beside new/000"):
+        explained(place, ("-",), "new", stdin=(b"new/000.png\n",))
+
+
+@pytest.mark.parametrize("why", ["data/why", "data", "data/circle", "more/why"])
+@pytest.mark.parametrize("run", ["run", "run/weights/best.safetensors"])
+def test_explanations_never_lie_in_the_data_of_the_run(place, why, run):
+    (place / "elsewhere").mkdir()
+    os.chdir(place / "elsewhere")
+    with pytest.raises(CannotCreate, match="inside the data folder"):
+        explained(place, ("../pic.png",), f"../{why}", run)
+
+
+@needs_proc
+@pytest.mark.parametrize("why", [NOWHERE, NOWHERE / "below", NOWHERE.parent])
+def test_a_folder_that_cannot_be_made_is_refused_before_a_picture_is_read(place, why):
+    with pytest.raises(CannotCreate, match=f"^cannot create {why}: No such file"):
+        explained(place, ("nothing.png",), str(why))
+
+
+@pytest.mark.parametrize("entry", ["pic.png", "./pic.png", "*.png", "new/000.png", "nothing.png"])
+def test_a_new_folder_beside_a_picture_may_hold_explanations(place, entry):
+    if entry == "nothing.png":
+        assert [item.path for item in predict(PredictConfig(inputs=(entry,), run=place / "run", explain=place))] == [
+            entry
+        ]
+    else:
+        assert explained(place, (entry,), "why", "run")[0] == "why"
+    if entry == "new/000.png":
+        assert explained(place, (entry,), "new/why")[0] == "new/why"
 
 
 def test_pictures_of_the_same_name_have_explanations_of_their_own(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from small_run import NOWHERE, needs_proc
 
 from mvcr_cli.checkpoint import Checkpoint
 from mvcr_cli.config import ExportConfig, PredictConfig
@@ -154,6 +155,25 @@ def test_existing_file_is_kept(run: Path) -> None:
     assert target.read_bytes() == b"mine"
     assert export(ExportConfig(run=run, out=target, overwrite=True)).file == str(target)
     assert target.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("name", ["data/x.onnx", "data/circle/x.onnx", "link/x.onnx"])
+def test_nothing_is_exported_into_the_data_of_the_run(run: Path, name: str) -> None:
+    place = run.parent.parent
+    (place / "link").symlink_to("data")
+    write_json(run / "config.json", {"train": {"data": str(place / "data")}})
+    with pytest.raises(CannotCreate, match="inside the data folder") as caught:
+        export(ExportConfig(run=run, out=place / name))
+    assert caught.value.hint == "choose an --out outside of it"
+    assert not list(place.rglob("x.onnx"))
+
+
+@needs_proc
+def test_a_place_that_takes_no_file_is_refused_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "compare", None)
+    out = NOWHERE.with_suffix(".onnx")
+    with pytest.raises(CannotCreate, match=f"^cannot create {out}: No such file"):
+        export(ExportConfig(run=run, out=out))
 
 
 def test_safetensors_holds_the_plain_trunk(run: Path) -> None:

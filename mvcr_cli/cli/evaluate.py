@@ -18,15 +18,22 @@ from mvcr_cli.paths import (
     csv_text,
     display_name,
     json_path,
+    make_folder,
     refuse_inside,
     to_json,
-    write_error,
     write_json,
     write_whole,
 )
 from mvcr_cli.records import EvalReport, ImageResult, Problem, record
 
 FILE_SUFFIXES = (".csv", ".jsonl")
+# A folder may well be called results.v2; with one of these it would be taken for the file that was asked for.
+OTHER_SUFFIXES = frozenset({
+    ".txt", ".log", ".md", ".json", ".ndjson", ".xml", ".yaml", ".yml", ".toml", ".html", ".htm", ".pdf", ".png",
+    ".jpg", ".jpeg", ".svg", ".tsv", ".xls", ".xlsx", ".ods", ".parquet", ".feather", ".arrow", ".npy", ".npz", ".h5",
+    ".hdf5", ".pkl", ".pickle", ".db", ".sqlite", ".zip", ".gz", ".onnx", ".pt", ".pt2", ".pth", ".safetensors",
+})  # fmt: skip
+RUN_FILES = ("findings.jsonl", "metrics.jsonl", "results.csv")
 
 
 def evaluate(
@@ -48,12 +55,8 @@ def evaluate(
 ) -> None:
     """Measure how far a run can be trusted; with --scales, how well it holds when objects change size."""
     config = config_of(EvalConfig, ctx)
-    if config.scales is not None and config.out is not None and _is_file(config.out):
-        raise UsageError(
-            f"--out {display_name(config.out)}: a curve over --scales has no predictions to list",
-            "name a folder, for scales.json and scales.png",
-        )
     if config.out is not None:
+        check_name(config.out, config.scales is not None)
         check_out(config.out)
         if config.data is not None:
             refuse_inside(config.data, config.out, "the results", "an --out")
@@ -77,6 +80,24 @@ def evaluate(
         raise typer.Exit(ExitCode.BAD_DATA)
 
 
+def check_name(out: Path, over_scales: bool) -> None:
+    """Refuse a name that promises a file which is not written. A folder that is there may have any name.
+
+    Raises: UsageError.
+    """
+    if over_scales and _is_file(out):
+        raise UsageError(
+            f"--out {display_name(out)}: a curve over --scales has no predictions to list",
+            "name a folder, for scales.json and scales.png",
+        )
+    if out.suffix.lower() in OTHER_SUFFIXES and not out.exists():
+        folder = display_name(out.with_suffix(""))
+        raise UsageError(
+            f"--out {display_name(out)}: eval writes no {display_name(out.suffix)} file",
+            f"name a folder, as in --out {folder}" + ("" if over_scales else f", or a file, {folder}.csv or .jsonl"),
+        )
+
+
 def check_out(out: Path) -> None:
     """Refuse before the work what could not be written after it.
 
@@ -89,7 +110,12 @@ def check_out(out: Path) -> None:
         raise CannotCreate(
             f"--out {display_name(out)} exists and is no folder", "write FILE.csv, FILE.jsonl or a folder"
         )
-    place = out.parent if is_file else out
+    if _is_of_run(out):
+        raise CannotCreate(
+            f"--out {display_name(out)} would replace what a run keeps of itself",
+            f"choose a folder of its own, as in --out {display_name(_place(out) / 'eval')}",
+        )
+    place = _place(out)
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
@@ -98,15 +124,24 @@ def check_out(out: Path) -> None:
         raise NotPermitted(f"cannot write to {display_name(place)}", "choose a folder that you may write, with --out")
 
 
+def _is_of_run(out: Path) -> bool:
+    """Whether it is the folder of a run, or one of the files that a run has in it."""
+    place = _place(out)
+    is_run = (place / "config.json").is_file() and (place / "weights").is_dir()
+    return is_run and (place == out or out.name in RUN_FILES)
+
+
+def _place(out: Path) -> Path:
+    """The folder that results go to."""
+    return out.parent if _is_file(out) else out
+
+
 def _is_file(out: Path) -> bool:
     return out.suffix.lower() in FILE_SUFFIXES
 
 
 def _write(out: Path, report: EvalReport, results: Sequence[ImageResult], problems: Sequence[Problem]) -> None:
-    try:
-        (out.parent if _is_file(out) else out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(out, error) from error
+    make_folder(_place(out))
     if _is_file(out):
         write_whole(out, _csv(results) if out.suffix.lower() == ".csv" else _json_lines(results, problems))
     else:

@@ -237,7 +237,8 @@ EvalData = Annotated[
 EvalOut = Annotated[
     Path | None,
     _file("--out", parser=partial(_path, "--out"), rich_help_panel="Output",
-          help="FILE.csv or FILE.jsonl with every prediction, or a folder for all results and plots."),
+          help="FILE.csv or FILE.jsonl with every prediction, or a folder for all results and plots; no name that ends like"
+               " another kind of file, as .json, .txt or .png."),
 ]  # fmt: skip
 EvalScales = Annotated[
     Any,

@@ -10,7 +10,7 @@ from mvcr_cli.cli.output import is_bad
 from mvcr_cli.cli.session import session_of
 from mvcr_cli.config import EvalConfig
 from mvcr_cli.errors import ExitCode
-from mvcr_cli.paths import display_name, write_error, write_json, write_whole
+from mvcr_cli.paths import display_name, make_folder, write_json, write_whole
 from mvcr_cli.records import ScaleCurveReport, record
 
 
@@ -36,9 +36,6 @@ def show_scale_curve(ctx: typer.Context, config: EvalConfig, json: bool) -> None
 def _write(folder: Path, report: ScaleCurveReport) -> None:
     from mvcr_cli.report.scale_plot import scale_png
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
+    make_folder(folder)
     write_json(folder / "scales.json", record(report))
     write_whole(folder / "scales.png", scale_png(report))

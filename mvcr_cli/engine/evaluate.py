@@ -47,13 +47,13 @@ from mvcr_cli.engine.metrics import (
     topk_right,
     wilson,
 )
-from mvcr_cli.engine.rundir import RunDirectory
+from mvcr_cli.engine.rundir import RunDirectory, refuse_in_data
 from mvcr_cli.engine.views import network_looking
 from mvcr_cli.engine.zoom_step import look
 from mvcr_cli.errors import ConfigMismatch, DataError, InputMissing, MvcrError, WorkerFailed
 from mvcr_cli.models import Network
 from mvcr_cli.models.zoom import ZoomResNet
-from mvcr_cli.paths import display_name, refuse_inside
+from mvcr_cli.paths import check_creatable, display_name
 from mvcr_cli.records import NO_LOSS, EvalReport, ImageResult, Problem
 
 Probabilities = NDArray[np.float64]
@@ -150,23 +150,23 @@ class Pictures:
 def evaluation_set(config: EvalConfig, weights: Path, checkpoint: Checkpoint) -> Pictures:
     """The pictures of `config.data`, else of the run's own validation split.
 
-    Raises: MvcrError when they cannot be used.
+    Raises: MvcrError when they cannot be used, or `config.out` lies among them or cannot be made.
     """
+    folder = run_directory(weights)
+    if config.out is not None:
+        refuse_in_data(folder, config.out, "the results", "an --out")
+        check_creatable(config.out)
     if config.data is not None:
         index = scan(find_evaluation(config.data), follow_links=config.follow_links)
         samples, missing = relabel(index, checkpoint.classes, ignore_extra=config.ignore_extra_classes)
         problems = [problem for problem in index.skipped if problem.code not in _UNTOLD]
         return Pictures(samples, missing, problems, extra_classes(index, checkpoint.classes))
-    folder = run_directory(weights)
     if folder is None:
         raise ConfigMismatch(
             f"{display_name(weights)} stands alone and has no validation split",
             "name a folder: mvcr eval DATA --run FILE",
         )
     samples, changed = unchanged(validation_split(folder, checkpoint.classes))
-    root = RunDirectory(folder).read_split().get("root")
-    if config.out is not None and isinstance(root, str) and root:
-        refuse_inside(Path(root), config.out, "the results", "an --out")
     return Pictures(samples, problems=changed)
 
 

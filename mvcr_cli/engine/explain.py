@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from mvcr_cli.data.turning import Box
 from mvcr_cli.errors import CannotCreate
 from mvcr_cli.lettering import drawable, load_font
 from mvcr_cli.models.mvcr import MultiScaleResNet
-from mvcr_cli.paths import display_name, write_error, write_whole
+from mvcr_cli.paths import check_creatable, display_name, make_folder, refuse_inside, write_whole
 from mvcr_cli.records import Tile
 
 Heat = NDArray[np.float32]  # (H, W), 0 nothing .. 1 most
@@ -157,21 +157,31 @@ def says(classes: Sequence[str], label: int, probability: float) -> str:
     return f"{drawable(classes[label], label)} {100 * probability:.1f} %"
 
 
-def make_folder(folder: Path, inputs: Sequence[str]) -> None:
+def prepare_folder(folder: Path, inputs: Iterable[str]) -> None:
     """Make the folder of the explanations, none of which may become an input.
 
     Raises: WriteFailed, CannotCreate, NotPermitted.
     """
     for entry in inputs:
-        if os.path.isdir(entry) and folder.resolve().is_relative_to(Path(entry).resolve()):
+        refuse_among(folder, entry)
+    check_creatable(folder)
+    make_folder(folder)
+
+
+def refuse_among(folder: Path, entry: str) -> None:
+    """Refuse a folder for explanations that is or lies in an input folder, or has an input file in it.
+
+    Raises: CannotCreate.
+    """
+    if os.path.isdir(entry):
+        refuse_inside(Path(entry), folder, "the explanations", "an --explain folder")
+    elif os.path.lexists(entry):
+        beside = {os.path.realpath(os.path.dirname(entry)), os.path.dirname(os.path.realpath(entry))}
+        if os.path.realpath(folder) in beside:
             raise CannotCreate(
-                f"the explanations would be written among the pictures of {display_name(entry)}",
-                "choose an --explain folder outside of it",
+                f"the explanations would be written beside {display_name(entry)}, into the folder {display_name(folder)}",
+                "choose another --explain folder; a new one in it will do",
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
 
 
 def save(image: Image.Image, folder: Path, source: str) -> str:

@@ -30,11 +30,12 @@ from mvcr_cli.data.preprocess import PreprocessGraph
 from mvcr_cli.engine import Say, Track, find_weights, run_directory, say_nothing, silent
 from mvcr_cli.engine.evaluate import probabilities_of, validation_split
 from mvcr_cli.engine.onnx_predictor import OnnxPredictor, require_onnx
+from mvcr_cli.engine.rundir import refuse_in_data
 from mvcr_cli.engine.verdict import Parity
 from mvcr_cli.engine.views import first_view, through
 from mvcr_cli.errors import BadImage, CannotCreate, CheckFailed, ConfigMismatch, UsageError
 from mvcr_cli.models import Network
-from mvcr_cli.paths import display_name, to_json, write_whole
+from mvcr_cli.paths import check_creatable, display_name, to_json, write_whole
 from mvcr_cli.records import ExportReport
 
 OPSET = 18
@@ -73,13 +74,14 @@ def export(config: ExportConfig, *, track: Track = silent, say: Say = say_nothin
 
     Raises:
         CheckFailed: it does not; no file is written.
-        CannotCreate: the file exists and may not be replaced.
+        CannotCreate: the file exists and may not be replaced, or would lie in the data of the run.
     """
     weights = find_weights(config.run)
     folder = run_directory(weights)
     if config.run is None:
         say(f"run: {display_name(folder or weights)}")
     target = config.out or _target_beside(weights, folder, config)
+    refuse_in_data(folder, target, "the exported file", "an --out")
     check_target(target, config)
     checkpoint = Checkpoint.load(weights)
     if config.views == "1":
@@ -119,10 +121,11 @@ def _target_beside(weights: Path, folder: Path | None, config: ExportConfig) -> 
 
 
 def check_target(target: Path, config: ExportConfig) -> None:
-    """Refuse before the work what could not be written after it. Raises: CannotCreate."""
+    """Refuse before the work what could not be written after it. Raises: CannotCreate, NotPermitted, WriteFailed."""
     _refuse_existing((target,), config)
     if not target.parent.is_dir():
         raise CannotCreate(f"there is no folder {display_name(target.parent)}", "make it, or choose another --out")
+    check_creatable(target)
 
 
 def _refuse_existing(paths: Iterable[Path], config: ExportConfig) -> None:

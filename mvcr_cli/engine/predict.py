@@ -36,7 +36,17 @@ from mvcr_cli.engine import (
     silent,
 )
 from mvcr_cli.engine.evaluate import probabilities_of, tile_reader
-from mvcr_cli.engine.explain import draw_tiles, draw_views, for_panel, make_folder, save, says, seen_views
+from mvcr_cli.engine.explain import (
+    draw_tiles,
+    draw_views,
+    for_panel,
+    prepare_folder,
+    refuse_among,
+    save,
+    says,
+    seen_views,
+)
+from mvcr_cli.engine.rundir import refuse_in_data
 from mvcr_cli.engine.verdict import Ready, Verdict
 from mvcr_cli.engine.views import network_looking
 from mvcr_cli.engine.zoom_step import Glimpse, look
@@ -83,7 +93,8 @@ def predict(config: PredictConfig, *, stdin: Iterable[bytes] = (), track: Track 
     """
     predictor = open_predictor(config, say)
     if config.explain is not None:
-        make_folder(config.explain, config.inputs)
+        prepare_folder(config.explain, _named(config.inputs))
+        stdin = _apart(stdin, config.explain)
     piped = "-" in config.inputs
     batch = 1 if piped else predictor.at_once(config.batch)
     workers = max(1, default_workers(config.workers))
@@ -114,14 +125,32 @@ def expand(inputs: Iterable[str], stdin: Iterable[bytes]) -> Iterator[str | Prob
         elif os.path.isdir(entry):
             yield from _folder(entry)
         elif _is_pattern(entry):
-            # A pattern means files: `**` also finds every folder on the way to them.
-            files = (name for name in glob.iglob(entry, recursive=True) if not os.path.isdir(name))
-            found = sorted(files, key=os.fsencode)
+            found = _matches(entry)
             yield from found
             if not found:
                 yield Problem(path=entry, code="missing", detail="the pattern matches no file")
         else:
             yield entry
+
+
+def _matches(pattern: str) -> list[str]:
+    """A pattern means files: `**` also finds every folder on the way to them."""
+    files = (name for name in glob.iglob(pattern, recursive=True) if not os.path.isdir(name))
+    return sorted(files, key=os.fsencode)
+
+
+def _named(inputs: Iterable[str]) -> Iterator[str]:
+    """Files and folders that are named before anything is read."""
+    for entry in inputs:
+        if entry != "-":
+            yield from _matches(entry) if _is_pattern(entry) else (entry,)
+
+
+def _apart(names: Iterable[bytes], folder: Path) -> Iterator[bytes]:
+    """The same names, none of a picture that explanations would be written beside. Raises: CannotCreate."""
+    for name in names:
+        refuse_among(folder, os.fsdecode(name.rstrip(b"\r\n")))
+        yield name
 
 
 def _is_many(entry: str) -> bool:
@@ -280,7 +309,7 @@ def tile_records(ready: Ready, chosen: NDArray[np.int64], weights: NDArray[np.fl
 def open_predictor(config: PredictConfig, say: Say) -> Predictor:
     """The model of `--run`, else of the newest finished run, else the ImageNet network.
 
-    Raises: InputMissing with the commands that help.
+    Raises: InputMissing with the commands that help; CannotCreate when explanations would be written into the run's data.
     """
     if config.run is None and not any(RUNS.glob("*/summary.json")):
         return _predictor(_imagenet(config, say), config)
@@ -300,6 +329,8 @@ def open_predictor(config: PredictConfig, say: Say) -> Predictor:
                 "--explain needs a run or its weights, not an exported file", "name the run: --run runs/NAME"
             )
         return open_exported(path)
+    if config.explain is not None:
+        refuse_in_data(run_directory(path), config.explain, "the explanations", "an --explain folder")
     return _predictor(Checkpoint.load(path), config)
 
 

@@ -27,7 +27,7 @@ from mvcr_cli.engine.measure import available_memory
 from mvcr_cli.errors import BadImage, DataError, UsageError
 from mvcr_cli.models import config_for, useful_scales
 from mvcr_cli.models.mvcr import trunk_side
-from mvcr_cli.paths import refuse_inside
+from mvcr_cli.paths import check_creatable, refuse_inside
 from mvcr_cli.records import CheckReport, PicturePair, Problem
 
 PROBED_PICTURES = 500
@@ -76,8 +76,8 @@ def prepare(config: TrainConfig, track: Track = silent) -> Prepared:
     Raises: MvcrError for everything that makes the folder untrainable.
     """
     layout = find_layout(config.data)
-    for data in () if config.dry_run else filter(None, (config.data, config.val)):
-        refuse_inside(data, config.run or RUNS, "the run", "a --run")
+    if not config.dry_run:
+        _check_place(config)
     index = scan(layout.train, follow_links=config.follow_links)
     check_trainable(index)
     validation = config.val or layout.val
@@ -107,6 +107,14 @@ def prepare(config: TrainConfig, track: Track = silent) -> Prepared:
         )
     sides, longer, spread = _sizes(train)
     return Prepared(index.classes, train, val, skipped, sides, longer, spread, findings, look)
+
+
+def _check_place(config: TrainConfig) -> None:
+    """Refuse a folder for the run that lies in the data, or cannot be made."""
+    place = config.run or RUNS
+    for data in filter(None, (config.data, config.val)):
+        refuse_inside(data, place, "the run", "a --run")
+    check_creatable(place)
 
 
 def _has_begun(config: TrainConfig) -> bool:

@@ -19,7 +19,16 @@ from mvcr_cli import __version__
 from mvcr_cli.checkpoint import pack, read_bytes, unpack
 from mvcr_cli.engine import RUNS
 from mvcr_cli.errors import CannotCreate, CheckpointError, ConfigMismatch, InputMissing, MvcrError, RunBusy
-from mvcr_cli.paths import csv_text, display_name, to_json, write_error, write_whole
+from mvcr_cli.paths import (
+    create_error,
+    csv_text,
+    display_name,
+    make_folder,
+    refuse_inside,
+    to_json,
+    write_error,
+    write_whole,
+)
 from mvcr_cli.records import EpochReport, TrainReport
 
 FORMAT_VERSION = 1  # of a run folder as a whole; config.json carries it
@@ -54,10 +63,7 @@ class RunDirectory:
 
         Raises: CannotCreate, NotPermitted or WriteFailed, as when `runs` is a file or a link to nothing.
         """
-        try:
-            RUNS.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(RUNS, error) from error
+        make_folder(RUNS)
         for number in range(1, 1_000_000):
             path = RUNS / f"{model}-{number}"
             try:
@@ -65,7 +71,7 @@ class RunDirectory:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise write_error(path, error) from error
+                raise create_error(path, error) from error
             run = cls(path)
             run._made = [path]
             return run
@@ -85,13 +91,10 @@ class RunDirectory:
         )
 
     def create(self) -> None:
-        try:
-            for folder in (self.path, self.best.parent, self.states):
-                if not folder.is_dir():
-                    folder.mkdir(parents=True, exist_ok=True)
-                    self._made.append(folder)
-        except OSError as error:
-            raise write_error(self.path, error) from error
+        for folder in (self.path, self.best.parent, self.states):
+            if not folder.is_dir():
+                make_folder(folder)
+                self._made.append(folder)
 
     def _take_back(self) -> None:
         """Remove what was made for a run that has not begun; whatever else is there stays."""
@@ -220,6 +223,19 @@ class RunDirectory:
         self._check_format(self.read_json(self.config))
         return self.read_json(self.split)
 
+    def data_folders(self) -> tuple[Path, ...]:
+        """The folders that its pictures were in; those that its records do not tell are left out."""
+        with contextlib.suppress(ConfigMismatch):
+            settings, root = self.read_json(self.config).get("train"), self.read_json(self.split).get("root")
+            given = settings if isinstance(settings, dict) else {}
+            data, val, root = (
+                name if isinstance(name, str) else "" for name in (given.get("data"), given.get("val"), root)
+            )
+            # The root is absolute, the names are as given: what is before the data's is where the run was begun.
+            here = root.removesuffix(data)
+            return tuple(Path(here, name) for name in (root or data, val) if name)
+        return ()
+
     def _check_format(self, stored: dict[str, Any]) -> None:
         version = stored.get("format_version", 0)
         if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -240,6 +256,16 @@ class RunDirectory:
         if not isinstance(value, dict):
             raise ConfigMismatch(f"{display_name(path)} is no record", "start a new run without --resume")
         return value
+
+
+def refuse_in_data(run: Path | None, place: Path, what: str, option: str) -> None:
+    """As `refuse_inside`, for the data folders of a run; None is one whose folder is not at hand.
+
+    Raises: CannotCreate.
+    """
+    for data in () if run is None else RunDirectory(run).data_folders():
+        with contextlib.suppress(ValueError):  # a damaged record may have a name that no folder can have
+            refuse_inside(data, place, what, option)
 
 
 def _is_epoch(entry: Any) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from small_run import settings, shapes, stop_at, trained
+from small_run import NOWHERE, needs_proc, settings, shapes, stop_at, trained
 
 from mvcr_cli.checkpoint import Checkpoint, pack
 from mvcr_cli.cli import main
@@ -163,6 +163,22 @@ def test_a_file_left_by_a_killed_process_of_the_same_number_blocks_nothing(tmp_p
 def test_a_run_folder_that_is_deleted_under_a_run_is_not_called_a_full_disk(tmp_path):
     with pytest.raises(CannotCreate, match="not there any more"):
         write_whole(tmp_path / "deleted" / "x.json", "{}")
+
+
+@needs_proc
+@pytest.mark.parametrize("run", [NOWHERE, NOWHERE / "below"])
+def test_a_run_folder_that_cannot_be_made_is_told_before_the_pictures_are_read(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("mvcr_cli.engine.prepare.scan", None)
+    with pytest.raises(CannotCreate, match=f"^cannot create {run}: No such file"):
+        trained(shapes(tmp_path / "data", images=2), run)
+
+
+@needs_proc
+def test_what_no_folder_takes_is_not_called_a_deleted_folder():
+    with pytest.raises(CannotCreate, match=f"^cannot create {NOWHERE / 'below'}: No such file"):
+        RunDirectory(NOWHERE / "below").create()
+    with pytest.raises(CannotCreate, match=f"^cannot write .* to {NOWHERE}: No such file"):
+        write_whole(NOWHERE, "{}")
 
 
 # Damage
