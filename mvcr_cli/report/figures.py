@@ -33,7 +33,10 @@ def curves(run: RunFiles) -> str:
         _chart(run.epochs, "Picture size, px", [_series(run, "size_px", steps=True)], lambda value: f"{value:.4g}"),
         _chart(run.epochs, "Learning rate", [_series(run, "lr")], _scientific),
     )
-    note = f"The dot marks the best epoch, {best}; its weights are the run's result."
+    note = (
+        f"The dot marks the best epoch, {best}; its weights are the run's result. The training loss is of augmented pictures "
+        "and counts all that is taught, such as the verdicts of tiles, so it may lie above the validation loss."
+    )
     return section("Learning curves", note, f'<div class="pair">{"".join(charts)}</div>')
 
 
