@@ -359,7 +359,7 @@ def test_a_prediction_names_the_tiles_that_decided(undisturbed, tmp_path):
     for left, top, right, bottom in (tile["box"] for tile in row["tiles"]):
         assert 0 <= left < right <= SIDE and 0 <= top < bottom <= SIDE - 40
     with Image.open(row["explanation"]) as overlay:
-        assert overlay.size == (1024, 896)
+        assert overlay.width >= 1024 and overlay.height > 896  # with the verdict below
     assert json.dumps(row, allow_nan=False)
 
 
