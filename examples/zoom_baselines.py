@@ -114,14 +114,14 @@ def command(argv: list[str]) -> None:
 def propose_blindly(at_random: bool) -> None:
     from mvcr_cli.data import tiles
 
-    propose, spread = tiles.propose, tiles._spread
+    propose, spread = tiles.propose, tiles.spread
     rng = np.random.default_rng()
 
     def scattered(size: tuple[int, int], count: int, octaves: int) -> list[tuple[float, float, int]]:
         return [(*rng.uniform(0, size), octave) for _, _, octave in spread(size, count, octaves)]
 
     if at_random:
-        tiles._spread = scattered
+        tiles.spread = scattered
     tiles.propose = lambda picture, zoom, _, glance: propose(
         picture, replace(zoom, grid=1.0, learned=0.0), None, glance
     )

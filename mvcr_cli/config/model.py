@@ -17,7 +17,7 @@ class ZoomConfig:
 
     Args:
         tiles: tiles of a picture that the trunk looks at.
-        candidates: tiles of a picture that are proposed, from which the scorer takes the best.
+        candidates: tiles of a picture that are proposed, from which the scorer takes the best; see `covers`.
         tile_px: side of a tile at the trunk's input.
         octaves: tile scales; a tile of octave o shows `tile_px << o` pixels of the picture.
         grid: share of the candidates that lie on a uniform grid, whatever is there.
@@ -44,6 +44,11 @@ class ZoomConfig:
         check(coarsest <= LARGEST_CANVAS, "octaves", f"{coarsest:,} px a side", f"at most {LARGEST_CANVAS:,}")
         check(0 <= self.grid <= 1 and 0 <= self.learned <= 1 - self.grid, "grid, learned",
                (self.grid, self.learned), "shares that add up to at most 1")  # fmt: skip
+
+    @property
+    def covers(self) -> bool:
+        """All that is proposed is looked at: tiles side by side over the whole picture, and nothing is searched."""
+        return self.tiles == self.candidates
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""Tiles of large pictures: proposed from the maps of `search` and by a grid, then cut at native resolution.
+"""Tiles of large pictures: proposed from the maps of `search` and by a grid, or side by side where there are enough of
+them to cover the picture; then cut at native resolution.
 
 A picture is read in strips, so memory does not grow with its size. What is proposed is a function of the picture and of
 the scorer alone, so tiles can be cached by content and a resumed run sees the same ones.
@@ -23,6 +24,7 @@ from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.glance import GlanceOfStrips
 from mvcr_cli.data.huge import open_huge
 from mvcr_cli.data.images import HUGE_ABOVE, load_picture
+from mvcr_cli.data.places import side_by_side, spread
 from mvcr_cli.data.preprocess import Preprocess, grey_if_grey, image_bytes
 from mvcr_cli.data.search import Finder, Picture, energies_and_scores
 from mvcr_cli.data.trail import Trail
@@ -37,7 +39,6 @@ MARGIN = 4  # pixels around a tile that its random shift may show
 # machine of 4 GB room for the network and for what is being decoded.
 CANDIDATE_BYTES = 512 * MEBIBYTE
 BATCHES_HELD = 4  # two are read in advance, one is complete, and its copy is being judged
-_R2 = (0.7548776662466927, 0.5698402909980532)  # the two-dimensional golden ratio: any first n points spread evenly
 
 
 class WholePicture:
@@ -93,7 +94,8 @@ class Tiles:
 
     Args:
         boxes: (C, 4) left, top, right, bottom in pixels of the upright picture; only of a small one they reach over its edge.
-        prior: (C,) logarithm of each tile's salience over the highest, at most 0: what SIFT's detector says.
+        prior: (C,) logarithm of each tile's salience over the highest, at most 0: what SIFT's detector says; 0 where
+            nothing was searched.
         pixels: (C, s, s, 1 or 3) with s = tile_px + 2 MARGIN; one channel when all of them are grey.
     """
 
@@ -175,6 +177,9 @@ class TileReader(ReadCache[str, tuple[Image.Image, Tiles]]):
         """Glance and candidates of an open picture. Raises: BadImage."""
         side = 2 * self.preprocess.size
         width, height = picture.size
+        if self.zoom.covers:
+            boxes, prior = side_by_side(picture.size, self.zoom), np.zeros(self.zoom.tiles, np.float32)
+            return grey_if_grey(picture.glance(side)), cut_tiles(picture, boxes, prior, self.zoom)
         large = max(width, height) >= 2 * side  # so that half of it is enough
         halves = GlanceOfStrips((-(-width // 2), -(-height // 2)), side) if large else None
         boxes, prior = propose(picture, self.zoom, self.finder, halves)
@@ -205,7 +210,7 @@ def propose(picture: Picture, zoom: ZoomConfig, finder: Finder | None,
         ]
     for octave, most in enumerate(_quotas(learned, zoom.octaves)):
         centres += _found(scores[octave], octave, most, zoom.tile_px, centres) if most else []
-    centres += _spread(picture.size, zoom.candidates - len(centres), zoom.octaves)
+    centres += spread(picture.size, zoom.candidates - len(centres), zoom.octaves)
     boxes = [_box(x, y, octave, zoom.tile_px, picture.size) for x, y, octave in centres]
     return np.array(boxes, np.int32), _prior(salient, centres)
 
@@ -241,15 +246,6 @@ def _quotas(count: int, octaves: int) -> list[int]:
     shares = [count * (1 << (octaves - 1 - octave)) // ((1 << octaves) - 1) for octave in range(octaves)]
     shares[0] += count - sum(shares)
     return shares
-
-
-def _spread(size: tuple[int, int], count: int, octaves: int) -> list[tuple[float, float, int]]:
-    """Centres spread evenly over the picture, octave by turns, coarsest first."""
-    return [
-        ((0.5 + (number + 1) * _R2[0]) % 1 * size[0], (0.5 + (number + 1) * _R2[1]) % 1 * size[1],
-         octaves - 1 - number % octaves)
-        for number in range(count)
-    ]  # fmt: skip
 
 
 def _box(x: float, y: float, octave: int, tile_px: int, size: tuple[int, int]) -> tuple[int, int, int, int]:

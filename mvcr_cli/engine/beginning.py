@@ -17,6 +17,7 @@ from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import Say, pick_precision
 from mvcr_cli.engine.agreement import agree, check_machine, no_record
 from mvcr_cli.engine.evaluate import split_record
+from mvcr_cli.data.places import covering_octave
 from mvcr_cli.engine.loss import class_weights, taught_sureness
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, is_large, stem_for
@@ -125,7 +126,7 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     side = trunk_side(settings.imgsz, "detail" in (settings.layers or ()))
     stem = start.stem or stem_for(side)
     model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem, layers=settings.layers)
-    model = replace(model, scales=useful_scales(model.scales, side, stem), zoom=zoom_of(settings))
+    model = replace(model, scales=useful_scales(model.scales, side, stem), zoom=zoom_of(settings, prepared.sides))
     model = replace(model, sure=max(1e-3, model.sure * taught_sureness(model.classes, settings.label_smoothing)))
     if settings.unsure:
         model = replace(model, taught=(1.0,), surest=True)
@@ -175,22 +176,34 @@ def _zoom_text(config: TrainConfig, imgsz: int, prepared: Prepared, zoom: ZoomCo
     if zoom is not None:
         width, height = prepared.sides
         why = f"median {width}x{height} px" if config.zoom_mode == "auto" else "as asked"
-        return (
-            f"zoom: on ({why}): a glance of {imgsz} px, and the best {zoom.tiles} of {zoom.candidates} tiles of "
-            f"{zoom.tile_px} px; --zoom off looks at the whole only"
+        octave = covering_octave(prepared.sides, zoom)
+        tiles = (
+            f"{zoom.tiles} tiles of {zoom.tile_px} px side by side, which cover {width}x{height} px at "
+            f"{'half size' if octave else 'full size'}, so none is searched for"
+            if zoom.covers
+            else f"the best {zoom.tiles} of {zoom.candidates} tiles of {zoom.tile_px} px"
         )
+        return f"zoom: on ({why}): a glance of {imgsz} px, and {tiles}; --zoom off looks at the whole only"
     if config.zoom_mode == "auto" and config.zoom_hindrance and is_large(prepared.longer, imgsz):
         return f"zoom: off although the pictures are large: it does not go with {config.zoom_hindrance}"
     return ""
 
 
-def zoom_of(settings: TrainConfig) -> ZoomConfig | None:
-    """What is asked of a network that zooms."""
+def zoom_of(settings: TrainConfig, sides: tuple[int, int]) -> ZoomConfig | None:
+    """What is asked of a network that zooms.
+
+    Where the tiles cover the pictures in an octave that is looked at anyway, there is nothing to search for.
+
+    Args:
+        sides: median width and height of the pictures in pixels.
+    """
     if settings.zoom_mode != "on":
         return None
     assert settings.tiles is not None and settings.tile_px is not None
-    candidates = max(CANDIDATES, CANDIDATES_PER_TILE * settings.tiles)
-    return ZoomConfig(tiles=settings.tiles, candidates=candidates, tile_px=settings.tile_px)
+    covering = ZoomConfig(tiles=settings.tiles, candidates=settings.tiles, tile_px=settings.tile_px)
+    if covering_octave(sides, covering) < covering.octaves:
+        return covering
+    return replace(covering, candidates=max(CANDIDATES, CANDIDATES_PER_TILE * settings.tiles))
 
 
 def _views_text(model: ModelConfig) -> str:

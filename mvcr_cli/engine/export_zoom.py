@@ -52,6 +52,10 @@ class EncoderGraph(nn.Module):
         side = zoom.tile_px + 2 * MARGIN
         x = (tiles.permute(0, 1, 4, 2, 3).float() - self.mean) / self.std
         bags = x.reshape(-1, 3, side, side)
+        if zoom.covers:
+            features = self.network.encode(bags[..., MARGIN : side - MARGIN, MARGIN : side - MARGIN])
+            all_of_them = torch.arange(zoom.tiles) + torch.zeros_like(prior, dtype=torch.int64)
+            return features.reshape(-1, zoom.tiles, features.shape[-1]), all_of_them
         scores = self.network.rank(bags, prior.reshape(-1)).reshape(-1, zoom.candidates)
         chosen = scores.topk(zoom.tiles, 1).indices
         flat = x.reshape(-1, zoom.candidates, 3 * side * side)

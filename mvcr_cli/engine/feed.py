@@ -58,7 +58,7 @@ class Feed:
         Reading in advance pauses where the network's own proposal of tiles changes.
         """
         reader = self._reader()
-        if self.zoom is None:
+        if self.zoom is None or self.zoom.zoom.covers:
             yield from reader.batches(self._steps(first))
             return
         for due, steps in itertools.groupby(self._steps(first), lambda step: lessons(step.epoch)):

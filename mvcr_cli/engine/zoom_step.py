@@ -57,20 +57,22 @@ def without_margin(tiles: Tensor, down: int = 0, across: int = 0) -> Tensor:
 
 def zoom_loss(network: ZoomResNet, x: Tensor, tiles: TileBatch, target: Tensor, weights: Tensor | None,
               config: TrainConfig, preprocess: Preprocess, progress: float) -> Tensor:  # fmt: skip
-    """The glance's loss, the bag's, that of both together, the scorer's own, and its distance from the attention.
+    """The glance's loss, the bag's, that of both together, and where tiles are searched for the scorer's own and its
+    distance from the attention.
 
     Glance and bag each learn from their own verdict; how much each counts is learned without touching them, for a
     glance that knows the training pictures by heart would silence the tiles.
 
     Shape: x (N, 3, H, W), target (N, K) -> ().
     """
-    scores = _ranks_in_use(network, tiles, preprocess)
-    noise = NOISE * max(0.0, 1 - progress / NOISY_SHARE)
-    indices = choose(scores, network.zoom.tiles, chance=CHANCE, noise=noise)
+    searches = not network.zoom.covers
+    if searches:
+        scores = _ranks_in_use(network, tiles, preprocess)
+        noise = NOISE * max(0.0, 1 - progress / NOISY_SHARE)
+        indices = choose(scores, network.zoom.tiles, chance=CHANCE, noise=noise)
+    pixels = (pick(tiles, indices) if searches else tiles).pixels
     down, across = torch.randint(-MARGIN, MARGIN + 1, (2,)).tolist()
-    shown = _lit(
-        _normalised(without_margin(pick(tiles, indices).pixels, down, across), preprocess), config.augment.trivial
-    )
+    shown = _lit(_normalised(without_margin(pixels, down, across), preprocess), config.augment.trivial)
     verdict = network.forward_zoom(x, shown)
     row_weights = None if weights is None else target @ weights
     loss = multi_scale_loss(verdict.glance, verdict.views, target, weights, config.distill)
@@ -78,6 +80,8 @@ def zoom_loss(network: ZoomResNet, x: Tensor, tiles: TileBatch, target: Tensor, 
     apart = verdict.glance.detach()
     together = apart + network.beta * (verdict.bag.detach() - apart)
     loss = loss + cross_entropy(together, target, row_weights)
+    if not searches:
+        return loss
     ranking, rough = _survey(network, tiles, indices, preprocess)
     loss = loss + cross_entropy(rough, target, row_weights)
     return loss + _distance(ranking, verdict.weights.detach())
@@ -130,6 +134,9 @@ class Glimpse:
 
 def look(network: ZoomResNet, x: Tensor, tiles: TileBatch, preprocess: Preprocess) -> Glimpse:
     """The verdict of a network in evaluation mode. Shape: x (N, 3, H, W)."""
-    chosen = choose(ranks(network, tiles, preprocess), network.zoom.tiles)
+    if network.zoom.covers:
+        chosen = torch.arange(network.zoom.tiles, device=x.device).expand(len(x), -1)
+    else:
+        chosen = choose(ranks(network, tiles, preprocess), network.zoom.tiles)
     shown = _normalised(without_margin(pick(tiles, chosen).pixels), preprocess)
     return Glimpse(network.forward_zoom(x, shown), chosen)
