@@ -526,6 +526,13 @@ def test_a_finished_run_is_left_as_it_is(data, undisturbed):
     assert fingerprint(undisturbed) == before
 
 
+def test_a_finished_run_does_not_pass_for_one_with_other_settings(data, undisturbed):
+    before = fingerprint(undisturbed)
+    with pytest.raises(ConfigMismatch, match="was started with epochs = "):
+        trained(data, undisturbed, resume=True, epochs=50)
+    assert fingerprint(undisturbed) == before
+
+
 def test_what_a_kill_tore_while_the_report_was_written_is_swept_up(data, undisturbed, tmp_path):
     """The report comes after the record that the run is finished."""
     run = shutil.copytree(undisturbed, tmp_path / "run")

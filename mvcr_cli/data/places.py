@@ -28,15 +28,19 @@ def covering_octave(size: tuple[int, int], zoom: ZoomConfig) -> int:
 
 
 def side_by_side(size: tuple[int, int], zoom: ZoomConfig) -> NDArray[np.int32]:
-    """Boxes that cover a picture, row by row; those that are left over are spread over it. Shape: (zoom.tiles, 4)."""
+    """Boxes that cover a picture, row by row; those that are left over lie spread over it, an octave finer if there is one.
+
+    Shape: (zoom.tiles, 4).
+    """
     octave = covering_octave(size, zoom)
     side = zoom.tile_px << octave
     columns, rows = (_starts(length, side) for length in size)
-    corners = [(left, top) for top in rows for left in columns]
-    for x, y, _ in spread(size, zoom.tiles - len(corners), 1):
-        corners.append((_inside(x, side, size[0]), _inside(y, side, size[1])))
-    first = np.array(corners, np.int32)
-    return np.concatenate((first, first + side), 1)
+    boxes = [(left, top, left + side, top + side) for top in rows for left in columns]
+    side = zoom.tile_px << max(0, octave - 1)
+    for x, y, _ in spread(size, zoom.tiles - len(boxes), 1):
+        left, top = _inside(x, side, size[0]), _inside(y, side, size[1])
+        boxes.append((left, top, left + side, top + side))
+    return np.array(boxes, np.int32)
 
 
 def _needed(size: tuple[int, int], side: int) -> tuple[int, int]:

@@ -24,7 +24,27 @@ FREE_SETTINGS = frozenset({
 
 
 def agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run: RunDirectory) -> TrainConfig:
+    """The stored settings, when neither what is asked now nor the data contradict what was recorded.
+
+    Raises: ConfigMismatch that names the first contradiction.
+    """
+    config = agree_on_settings(config, stored, len(prepared.train), run)
+    if tuple(stored["classes"]) != prepared.classes:
+        raise ConfigMismatch(f"{display_name(run.path)} has other classes than the data", "start a new run")
+    recorded = run.read_json(run.split)
+    for side, samples in (("train", prepared.train), ("val", prepared.val)):
+        if _digests(recorded.get(side)) != [sample.digest for sample in samples]:
+            raise ConfigMismatch(
+                f"the {side} pictures are not those that {display_name(run.path)} was started with", "start a new run"
+            )
+    return config
+
+
+def agree_on_settings(config: TrainConfig, stored: dict[str, Any], pictures: int, run: RunDirectory) -> TrainConfig:
     """The stored settings, when what is asked now does not contradict them.
+
+    Args:
+        pictures: to train on; a batch is no larger.
 
     Raises: ConfigMismatch that names the first contradiction.
     """
@@ -36,7 +56,7 @@ def agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run: 
     if config.seconds is not None:
         del fitted["epochs"]
     if config.batch is not None:
-        fitted["batch"] = min(config.batch, len(prepared.train))  # as `fit_settings` does
+        fitted["batch"] = min(config.batch, pictures)  # as `fit_settings` does
     if config.zoom_mode == "auto":
         fitted["zoom_mode"] = was["zoom_mode"]
     if config.precision == "auto":
@@ -57,14 +77,6 @@ def agree(config: TrainConfig, stored: dict[str, Any], prepared: Prepared, run: 
                 f"{display_name(run.path)} was started with {key} = {display_name(str(was.get(key)))}, "
                 f"not {display_name(str(now))}",
                 "resume with the same settings, or start a new run",
-            )
-    if tuple(stored["classes"]) != prepared.classes:
-        raise ConfigMismatch(f"{display_name(run.path)} has other classes than the data", "start a new run")
-    recorded = run.read_json(run.split)
-    for side, samples in (("train", prepared.train), ("val", prepared.val)):
-        if _digests(recorded.get(side)) != [sample.digest for sample in samples]:
-            raise ConfigMismatch(
-                f"the {side} pictures are not those that {display_name(run.path)} was started with", "start a new run"
             )
     return config
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mvcr_cli import __version__
 from mvcr_cli.config import Layer, ModelConfig, TrainConfig, ZoomConfig, factor_text
+from mvcr_cli.data.places import covering_octave
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import Say, pick_precision
 from mvcr_cli.engine.agreement import agree, check_machine, no_record
 from mvcr_cli.engine.evaluate import split_record
-from mvcr_cli.data.places import covering_octave
 from mvcr_cli.engine.loss import class_weights, taught_sureness
 from mvcr_cli.engine.optim import WeightAverage, make_optimiser
 from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, is_large, stem_for

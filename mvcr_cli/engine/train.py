@@ -21,6 +21,7 @@ from mvcr_cli.config import TrainConfig
 from mvcr_cli.data.loader import Batch
 from mvcr_cli.data.trail import Trail
 from mvcr_cli.engine import Say, Stop, Track, never, peak_rss_mb, pick_device, say_nothing, silent
+from mvcr_cli.engine.agreement import agree_on_settings
 from mvcr_cli.engine.beginning import begin, claim_run, make_run, torch_settings_kept
 from mvcr_cli.engine.clock import Clock
 from mvcr_cli.engine.feed import Feed
@@ -54,7 +55,7 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
     with torch_settings_kept(), contextlib.ExitStack() as held:
         run, start = claim_run(config, held), None
         if run is not None and run.summary.exists():
-            yield _finished(run, say)
+            yield _finished(run, config, say)
             return
         prepared = prepare(config, track)
         announce(prepared, say)
@@ -64,7 +65,7 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
         if run is None:
             run, start = make_run(config, held, say)
         if run.summary.exists():  # by another process, while this one read the data
-            yield _finished(run, say)
+            yield _finished(run, config, say)
             return
         if config.resume and not run.config.exists():
             say(f"nothing to resume in {display_name(run.path)}: a new run begins")
@@ -79,11 +80,13 @@ def train(config: TrainConfig, *, track: Track = silent, say: Say = say_nothing,
         yield trainer.finish()
 
 
-def _finished(run: RunDirectory, say: Say) -> TrainReport:
-    """What a run reported that has ended already."""
+def _finished(run: RunDirectory, config: TrainConfig, say: Say) -> TrainReport:
+    """What a run reported that has ended already. Raises: ConfigMismatch when it had other settings."""
     run.sweep()
+    report = run.read_summary()
+    agree_on_settings(config, run.read_config(), report.train_images, run)
     say(f"{display_name(run.path)} is finished already; nothing to do")
-    return run.read_summary()
+    return report
 
 
 def announce_trail(trail: Trail, say: Say) -> None:

@@ -10,7 +10,8 @@ and before the attention knows anything, from a rough verdict of its own on all 
 
 Sources: gated attention, Ilse et al. 2018 (arXiv 1802.04712); selection by the attention's own scores, Bergner et al.
 2023 (IPS, arXiv 2210.05358), here by a scorer a hundredth of the trunk's cost; the survey is a mixture of experts
-(Jacobs et al. 1991) over places.
+(Jacobs et al. 1991) over places. Where the tiles cover the picture (`ZoomConfig.covers`) there is no choice, and the scorer
+has no part.
 """
 
 from __future__ import annotations

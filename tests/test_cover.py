@@ -1,0 +1,161 @@
+"""Where the tiles cover the pictures they lie side by side: nothing is missed, searched for or chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_run import settings, stop_at, trained
+from small_zoom import needles
+
+from mvcr_cli.checkpoint import Checkpoint
+from mvcr_cli.config import EvalConfig, ExportConfig, PredictConfig, ZoomConfig
+from mvcr_cli.data import tiles as tiles_module
+from mvcr_cli.data.huge import open_huge
+from mvcr_cli.data.places import covering_octave, side_by_side
+from mvcr_cli.data.preprocess import Preprocess
+from mvcr_cli.data.tiles import MARGIN, TileReader, WholePicture
+from mvcr_cli.engine import feed
+from mvcr_cli.engine.beginning import zoom_of
+from mvcr_cli.engine.evaluate import evaluate
+from mvcr_cli.engine.export import export
+from mvcr_cli.engine.predict import predict
+from mvcr_cli.models import TRUNKS
+from mvcr_cli.models.zoom import ZoomResNet
+from mvcr_cli.records import Prediction
+
+COVERING: dict[str, Any] = {"zoom_mode": "on", "tiles": 9, "tile_px": 64, "imgsz": 48}  # 3 x 3 of 128 px cover 320
+SHAPES = [(1800, 1200), (1200, 1800), (320, 320), (301, 77), (20, 2000), (150, 150), (149, 301), (7, 9)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_trunk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRUNKS, "10n", dataclasses.replace(TRUNKS["10n"], width=8))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return needles(tmp_path_factory.mktemp("needles") / "data")
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "covering"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feed, "lessons", lambda epoch: int(epoch >= 1))  # there would be some, if anything were searched
+        trained(data, folder, **COVERING)
+    return folder
+
+
+def covering(tiles: int, tile_px: int = 150) -> ZoomConfig:
+    return ZoomConfig(tiles=tiles, candidates=tiles, tile_px=tile_px)
+
+
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("tiles", [2, 9, 24, 25])
+def test_every_pixel_lies_in_a_tile(size, tiles):
+    zoom = covering(tiles)
+    boxes = side_by_side(size, zoom)
+    assert boxes.shape == (tiles, 4)
+    seen = np.zeros((size[1], size[0]), bool)
+    octave = covering_octave(size, zoom)
+    for left, top, right, bottom in boxes.tolist():
+        assert right - left == bottom - top and (right - left) // zoom.tile_px in (1 << octave, 1 << max(0, octave - 1))
+        for first, last, length in ((left, right, size[0]), (top, bottom, size[1])):
+            assert (first >= 0 and last <= length) or last - first > length
+        seen[max(0, top) : bottom, max(0, left) : right] = True
+    assert seen.all()
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_the_tiles_are_as_fine_as_their_number_allows(size):
+    zoom = covering(24)
+    octave = covering_octave(size, zoom)
+    if octave:
+        half = zoom.tile_px << (octave - 1)
+        assert -(-size[0] // half) * -(-size[1] // half) > 24
+
+
+@pytest.mark.parametrize(
+    ("tiles", "tile_px", "sides", "covers"),
+    [
+        (24, 150, (1800, 1200), True),  # at half size
+        (24, 300, (1800, 1200), True),  # at full size
+        (24, 140, (1800, 1200), False),
+        (23, 150, (1800, 1200), False),
+        (16, 112, (1500, 1500), False),
+    ],
+)
+def test_a_run_searches_unless_its_tiles_cover_the_pictures_at_half_size(tiles, tile_px, sides, covers):
+    asked = dataclasses.replace(settings(Path("d"), None), zoom_mode="on", tiles=tiles, tile_px=tile_px)
+    zoom = zoom_of(asked, sides)
+    assert zoom is not None and zoom.covers == covers
+    assert zoom.candidates == (tiles if covers else max(128, 8 * tiles))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_the_tiles_have_the_pixels_of_the_picture_to_its_edges(tmp_path, suffix):
+    path = tmp_path / f"noise{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)).save(path)
+    picture = np.asarray(Image.open(path))
+    reader = TileReader(covering(6, 48), Preprocess(size=32), 0)  # columns at 0, 40 and 80, rows at 0 and 48
+    with open_huge(path) as huge:
+        for one in (huge, WholePicture(Image.open(path))):
+            _, tiles = reader.look(one)
+            corner, last = (tiles.pixels[index, MARGIN:-MARGIN, MARGIN:-MARGIN] for index in (0, 5))
+            assert np.abs(corner.astype(int) - picture[:48, :48]).max() <= 2
+            assert np.abs(last.astype(int) - picture[48:, 80:]).max() <= 2
+
+
+def test_nothing_is_searched_for(run, data, monkeypatch):
+    def searched(*_: object) -> None:
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(tiles_module, "energies_and_scores", searched)
+    monkeypatch.setattr(ZoomResNet, "rank", searched)
+    monkeypatch.setattr(ZoomResNet, "survey", searched)
+    trained(data, run.with_name("again"), **COVERING)
+    files = [folder / "weights" / "last.safetensors" for folder in (run, run.with_name("again"))]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_it_is_said_what_the_tiles_cover(data, tmp_path):
+    lines: list[str] = []
+    trained(data, tmp_path / "run", say=lines.append, epochs=1, **COVERING)
+    assert any("9 tiles of 64 px side by side, which cover 320x320 px at half size" in line for line in lines)
+
+
+def test_an_interrupted_run_ends_like_an_undisturbed_one(data, run, tmp_path):
+    trained(data, tmp_path / "run", stop=stop_at(6, "SIGTERM"), **COVERING)
+    trained(data, tmp_path / "run", resume=True, workers=2, **COVERING)
+    for name in ("last", "best"):
+        again, undisturbed = (folder / "weights" / f"{name}.safetensors" for folder in (tmp_path / "run", run))
+        assert again.read_bytes() == undisturbed.read_bytes()
+
+
+def test_evaluation_and_exported_files_do_what_the_run_does(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    report, *_ = evaluate(EvalConfig(run=run, workers=0))
+    assert report.images == 8
+    target = tmp_path / "net.onnx"
+    assert export(ExportConfig(run=run, out=target)).max_probability_difference < 1e-5
+    picture = str(tmp_path / "noise.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(picture)
+    (own,) = predict(PredictConfig(inputs=(picture,), run=run, explain=tmp_path / "why"))
+    (theirs,) = predict(PredictConfig(inputs=(picture,), run=target))
+    assert isinstance(own, Prediction) and isinstance(theirs, Prediction)
+    weights = [{tile.box: tile.weight for tile in found.tiles} for found in (own, theirs)]
+    assert weights[0].keys() == weights[1].keys() and len(weights[0]) == 9  # 4 that cover it, and 5 finer ones
+    assert weights[1] == pytest.approx(weights[0], abs=1e-5)
+
+
+def test_the_learned_search_has_no_lessons(run):
+    network = Checkpoint.load(run / "weights" / "last.safetensors").network()
+    assert isinstance(network, ZoomResNet) and int(network.lessons) == 0
