@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,40 +21,37 @@ def spread(size: tuple[int, int], count: int, octaves: int) -> list[tuple[float,
     ]  # fmt: skip
 
 
-def covering_octave(size: tuple[int, int], zoom: ZoomConfig) -> int:
-    """The finest octave in which `zoom.tiles` tiles cover a picture."""
-    octave = 0
-    while np.prod(_needed(size, zoom.tile_px << octave)) > zoom.tiles:
-        octave += 1
-    return octave
+def covering_scale(size: tuple[int, int], zoom: ZoomConfig) -> float:
+    """Pixels of a picture to a pixel of its tiles when they cover it as finely as their number allows; at least 1."""
+    return _covering(size, zoom)[2] / zoom.tile_px
 
 
 def side_by_side(size: tuple[int, int], zoom: ZoomConfig) -> NDArray[np.int32]:
-    """Boxes that cover a picture, row by row; those that are left over lie spread over it, an octave finer if there is one.
-
-    Shape: (zoom.tiles, 4).
-    """
-    octave = covering_octave(size, zoom)
-    side = zoom.tile_px << octave
-    columns, rows = (_starts(length, side) for length in size)
-    boxes = [(left, top, left + side, top + side) for top in rows for left in columns]
-    side = zoom.tile_px << max(0, octave - 1)
-    for x, y, _ in spread(size, zoom.tiles - len(boxes), 1):
-        left, top = _inside(x, side, size[0]), _inside(y, side, size[1])
-        boxes.append((left, top, left + side, top + side))
-    return np.array(boxes, np.int32)
+    """Boxes that cover a picture, row by row; those that are left over lie spread over it. Shape: (zoom.tiles, 4)."""
+    columns, rows, side = _covering(size, zoom)
+    lefts, tops = _starts(size[0], columns, side), _starts(size[1], rows, side)
+    corners = [(left, top) for top in tops for left in lefts]
+    for x, y, _ in spread(size, zoom.tiles - len(corners), 1):
+        corners.append((_inside(x, side, size[0]), _inside(y, side, size[1])))
+    first = np.array(corners, np.int32)
+    return np.concatenate((first, first + side), 1)
 
 
-def _needed(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Columns and rows of tiles of a side that cover a picture."""
-    return -(-size[0] // side), -(-size[1] // side)
+def _covering(size: tuple[int, int], zoom: ZoomConfig) -> tuple[int, int, int]:
+    """Columns and rows of the smallest square tiles that cover a picture, and their side in its pixels."""
+    width, height = size
+
+    def side(columns: int) -> int:
+        return max(math.ceil(width / columns), math.ceil(height / (zoom.tiles // columns)), zoom.tile_px)
+
+    columns = min(range(1, zoom.tiles + 1), key=lambda columns: (side(columns), abs(columns * height - width)))
+    return columns, zoom.tiles // columns, side(columns)
 
 
-def _starts(length: int, side: int) -> list[int]:
-    """Where tiles begin that cover a length evenly; one that is longer stands in the middle."""
-    count = -(-length // side)
-    if count == 1:
-        return [(length - side) // 2]
+def _starts(length: int, count: int, side: int) -> list[int]:
+    """Where so many tiles begin that lie evenly over a length; longer ones stand in the middle."""
+    if count == 1 or length < side:
+        return [(length - side) // 2] * count
     return [round(number * (length - side) / (count - 1)) for number in range(count)]
 
 

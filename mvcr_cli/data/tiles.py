@@ -62,7 +62,7 @@ class WholePicture:
         return [self._cut(box, px) for box in boxes]
 
     def _cut(self, box: Box, px: int) -> Pixels:
-        """One tile, its pixels averaged where it is larger than `px`; beyond the edge the edge is repeated."""
+        """One tile, shrunk where it is larger than `px`; beyond the edge the edge is repeated."""
         left, top, right, bottom = box
         height, width = self._pixels.shape[:2]
         if left >= 0 and top >= 0 and right <= width and bottom <= height:
@@ -70,12 +70,12 @@ class WholePicture:
         else:
             rows, columns = np.arange(top, bottom).clip(0, height - 1), np.arange(left, right).clip(0, width - 1)
             tile = self._pixels[rows[:, None], columns]
-        times = (right - left) // px
-        if times == 1:
+        if right - left == px:
             return tile
-        sums = tile.reshape(px, times, px, times, -1).sum((1, 3), dtype=np.uint32)
-        means: Pixels = ((sums + times * times // 2) // (times * times)).astype(np.uint8)
-        return means
+        whole, rest = divmod(right - left, px)
+        image = Image.fromarray(tile[..., 0] if tile.shape[2] == 1 else tile)
+        image = image.resize((px, px), Image.Resampling.BILINEAR) if rest else image.reduce(whole)
+        return np.asarray(image).reshape(px, px, -1)
 
 
 @contextlib.contextmanager
@@ -265,9 +265,9 @@ def _box(x: float, y: float, octave: int, tile_px: int, size: tuple[int, int]) -
 
 
 def cut_tiles(picture: Picture, boxes: NDArray[np.int32], prior: NDArray[np.float32], zoom: ZoomConfig) -> Tiles:
-    """The pixels of the boxes and of a margin around them, one size for every octave."""
-    octaves = (boxes[:, 2] - boxes[:, 0]) // zoom.tile_px  # 1, 2, 4
-    margin = (MARGIN * octaves)[:, None] * np.array([-1, -1, 1, 1], np.int32)
+    """The pixels of the boxes and of a margin around them, all of one size."""
+    scales = (boxes[:, 2] - boxes[:, 0]) / zoom.tile_px
+    margin = np.rint(MARGIN * scales).astype(np.int32)[:, None] * np.array([-1, -1, 1, 1], np.int32)
     wanted = [(left, top, right, bottom) for left, top, right, bottom in (boxes + margin).tolist()]
     pixels = np.stack(picture.tiles(wanted, zoom.tile_px + 2 * MARGIN))
     if pixels.shape[-1] == 3 and (pixels[..., :1] == pixels[..., 1:]).all():

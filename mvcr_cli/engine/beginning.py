@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mvcr_cli import __version__
 from mvcr_cli.config import Layer, ModelConfig, TrainConfig, ZoomConfig, factor_text
-from mvcr_cli.data.places import covering_octave
+from mvcr_cli.data.places import covering_scale
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.engine import Say, pick_precision
 from mvcr_cli.engine.agreement import agree, check_machine, no_record
@@ -30,6 +30,7 @@ from mvcr_cli.models.mvcr import trunk_side
 from mvcr_cli.paths import display_name, write_json
 
 CANDIDATES, CANDIDATES_PER_TILE = 128, 8
+COVERED_UP_TO = 2.5  # pixels of a picture to one of its tiles; 1 and 2 where tiles are searched for
 
 
 @contextlib.contextmanager
@@ -175,11 +176,11 @@ def _zoom_text(config: TrainConfig, imgsz: int, prepared: Prepared, zoom: ZoomCo
     """That the run zooms and why, or why it does not although its pictures are large."""
     if zoom is not None:
         width, height = prepared.sides
+        scale = covering_scale(prepared.sides, zoom)
         why = f"median {width}x{height} px" if config.zoom_mode == "auto" else "as asked"
-        octave = covering_octave(prepared.sides, zoom)
         tiles = (
             f"{zoom.tiles} tiles of {zoom.tile_px} px side by side, which cover {width}x{height} px at "
-            f"{'half size' if octave else 'full size'}, so none is searched for"
+            f"{'full' if scale == 1 else f'1/{scale:.3g} of their'} size, so none is searched for"
             if zoom.covers
             else f"the best {zoom.tiles} of {zoom.candidates} tiles of {zoom.tile_px} px"
         )
@@ -192,7 +193,7 @@ def _zoom_text(config: TrainConfig, imgsz: int, prepared: Prepared, zoom: ZoomCo
 def zoom_of(settings: TrainConfig, sides: tuple[int, int]) -> ZoomConfig | None:
     """What is asked of a network that zooms.
 
-    Where the tiles cover the pictures in an octave that is looked at anyway, there is nothing to search for.
+    Where the tiles cover the pictures, hardly coarser than tiles are anyway, there is nothing to search for.
 
     Args:
         sides: median width and height of the pictures in pixels.
@@ -201,7 +202,7 @@ def zoom_of(settings: TrainConfig, sides: tuple[int, int]) -> ZoomConfig | None:
         return None
     assert settings.tiles is not None and settings.tile_px is not None
     covering = ZoomConfig(tiles=settings.tiles, candidates=settings.tiles, tile_px=settings.tile_px)
-    if covering_octave(sides, covering) < covering.octaves:
+    if covering_scale(sides, covering) <= COVERED_UP_TO:
         return covering
     return replace(covering, candidates=max(CANDIDATES, CANDIDATES_PER_TILE * settings.tiles))
 

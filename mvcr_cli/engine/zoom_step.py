@@ -119,9 +119,10 @@ def _normalised(tiles: Tensor, preprocess: Preprocess) -> Tensor:
 def _lit(tiles: Tensor, probability: float) -> Tensor:
     """The tiles of some pictures brighter or darker, and with more or less contrast. Shape: (N, T, 3, t, t)."""
     draws = torch.rand(3, tiles.shape[0], 1, 1, 1, 1).to(tiles.device)
-    gain = 1 + BRIGHTNESS * (2 * draws[0] - 1)
-    lift = BRIGHTNESS * (2 * draws[1] - 1)
-    return torch.where(draws[2] < probability, tiles * gain + lift, tiles)
+    strength = BRIGHTNESS * (draws[2] < probability)
+    gain = 1 + strength * (2 * draws[0] - 1)
+    lift = strength * (2 * draws[1] - 1)
+    return torch.addcmul(lift, tiles, gain)
 
 
 @dataclass(frozen=True)
