@@ -252,7 +252,8 @@ def _tiles_text(run: Checkpoint) -> str:
     zoom = run.config.zoom
     if zoom is None:
         return ""
-    return f" and {zoom.tiles} of {zoom.candidates} tiles of {zoom.tile_px} px; its several graphs are not timed in onnxruntime"
+    tiles = f"{zoom.tiles}" if zoom.covers else f"{zoom.tiles} of {zoom.candidates}"
+    return f" and {tiles} tiles of {zoom.tile_px} px; its several graphs are not timed in onnxruntime"
 
 
 def _has_onnxruntime() -> bool:
