@@ -150,7 +150,7 @@ ZoomMode = Annotated[
 Tiles = Annotated[
     int | None,
     _model("--tiles", parser=partial(config.parse_auto, "--tiles"), metavar="N|auto", show_default="auto",
-           help="Tiles of a large picture that the network looks at; searched for, unless they cover it at half size."),
+           help="Tiles of a large picture that the network looks at; searched for, unless so many cover it."),
 ]  # fmt: skip
 TilePx = Annotated[
     int | None,
