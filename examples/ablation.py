@@ -41,6 +41,7 @@ ROWS = {
     "one view, maximum pooled (--scales 1 --layers blur,max)": "--scales 1 --layers blur,max",
     "the same, doubt at foreign scales added (--unsure 0.3)": "--scales 1 --layers blur,max --unsure 0.3",
     "no weight average": f"{VIEWS} --ema 0 {LAYERS}",
+    "batch norms measured anew (--precise-bn 32)": f"{VIEWS} --precise-bn 32 {LAYERS}",
     "full size throughout": f"{VIEWS} --no-progressive {LAYERS}",
     "no colour operations": f"{VIEWS} --trivial 0 {LAYERS}",
 }

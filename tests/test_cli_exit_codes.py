@@ -109,6 +109,7 @@ REFUSED = [
     "train d --rotate 200",
     "train d --mixup -1",
     "train d --ema 1",
+    "train d --precise-bn -1",
     "train d --cache -1",
     "train d --threads 0",
     "train d --patience -1",

@@ -67,7 +67,7 @@ def test_every_pixel_lies_in_a_tile(size, tiles):
     for left, top, right, bottom in boxes.tolist():
         assert right - left == bottom - top == round(150 * covering_scale(size, covering(tiles)))
         for first, last, length in ((left, right, size[0]), (top, bottom, size[1])):
-            assert (0 <= first and last <= length) or last - first > length
+            assert (first >= 0 and last <= length) or last - first > length
         seen[max(0, top) : bottom, max(0, left) : right] = True
     assert seen.all()
 
@@ -130,7 +130,9 @@ def test_nothing_is_searched_for(run, data, monkeypatch):
 def test_it_is_said_what_the_tiles_cover(data, tmp_path):
     lines: list[str] = []
     trained(data, tmp_path / "run", say=lines.append, epochs=1, **COVERING)
-    assert any("9 tiles of 64 px side by side, which cover 320x320 px at 1/1.67 of their size" in line for line in lines)
+    assert any(
+        "9 tiles of 64 px side by side, which cover 320x320 px at 1/1.67 of their size" in line for line in lines
+    )
 
 
 def test_an_interrupted_run_ends_like_an_undisturbed_one(data, run, tmp_path):

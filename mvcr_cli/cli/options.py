@@ -190,6 +190,11 @@ Unsure = Annotated[
 ]
 Distill = Annotated[float, _recipe("--distill", metavar="X", help="Weight of the views' agreement; 0 is off.")]
 Ema = Annotated[float, _recipe("--ema", metavar="X", help="Decay of the averaged weights; 0 is off.")]
+PreciseBn = Annotated[
+    int,
+    _recipe("--precise-bn", metavar="N",
+            help="Measure the batch norms of the averaged weights anew on N batches before each validation; 0 is off."),
+]  # fmt: skip
 Balance = Annotated[
     config.Balance,
     _recipe(

@@ -54,6 +54,7 @@ def train(
     unsure: o.Unsure = TrainConfig.unsure,
     distill: o.Distill = TrainConfig.distill,
     ema: o.Ema = TrainConfig.ema,
+    precise_bn: o.PreciseBn = TrainConfig.precise_bn,
     balance: o.Balance = TrainConfig.balance,
     no_progressive: o.NoProgressive = not TrainConfig.progressive,
     patience: o.Patience = TrainConfig.patience,

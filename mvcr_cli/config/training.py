@@ -82,6 +82,8 @@ class TrainConfig:
         layers: the optional layers; None is the preset's own.
         unsure: weight of the uniform target for views at foreign scales. Above 0, the view at scale 1 alone learns
             labels, the others are looked through, and the surest decides.
+        precise_bn: batches of 32 training pictures on which the batch norms of the averaged weights are measured anew
+            before every validation; 0 keeps their moving averages.
         progressive: start at half size and grow.
         patience: epochs without a better validation accuracy before the run stops; 0 is never.
         cache_mb: cap of the decoded-pixel cache in MiB; 0 turns it off.
@@ -121,6 +123,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     distill: float = 1.0
     ema: float = 0.998
+    precise_bn: int = 0
     balance: Balance = "auto"
     progressive: bool = True
     patience: int = 0
@@ -169,6 +172,7 @@ class TrainConfig:
                 "--coarsest is a setting of --resolution, which is off", "leave it out, or --resolution 0.6"
             )
         check(0 <= self.ema < 1, "--ema", self.ema, "between 0 (off) and 1")
+        check(0 <= self.precise_bn <= 10_000, "--precise-bn", self.precise_bn, "between 0 (off) and 10,000")
         check(self.patience >= 0, "--patience", self.patience, "0 (never) or more")
         check(0 <= self.cache_mb <= 1 << 20, "--cache", self.cache_mb, "between 0 and 1,048,576 MiB")
         check_workers(self.workers)

@@ -83,6 +83,17 @@ class Feed:
             self.prepared.val, self.session.preprocess, batch, self.config.workers, self.cache, zoom=self.zoom
         )
 
+    def unaugmented(self, batch: int, batches: int) -> Iterator[tuple[list[Sample], Input]]:
+        """Training pictures as an evaluation sees them, the same ones each time: full batches, unless one is all there is."""
+        assert self.config.workers is not None
+        count = min(batch * batches, len(self.prepared.train))
+        count -= count % batch if count > batch else 0
+        order = epoch_order(len(self.prepared.train), self.config.seed, 0)[:count]
+        samples = [self.prepared.train[index] for index in order]
+        return evaluation_batches(
+            samples, self.session.preprocess, batch, self.config.workers, self.cache, zoom=self.zoom
+        )
+
     def problems(self) -> list[Problem]:
         """The pictures that could not be read so far."""
         return [*self.cache.problems.values(), *(() if self.zoom is None else self.zoom.problems.values())]

@@ -30,7 +30,7 @@ from mvcr_cli.engine.prepare import Prepared, announce, check, prepare
 from mvcr_cli.engine.rundir import RunDirectory
 from mvcr_cli.engine.schedule import lr_factor
 from mvcr_cli.engine.session import Session
-from mvcr_cli.engine.validation import keep_average, validate
+from mvcr_cli.engine.validation import averaged, keep, validate
 from mvcr_cli.errors import CheckpointError, DataError, is_out_of_memory
 from mvcr_cli.paths import display_name, json_path, write_json
 from mvcr_cli.records import SCHEMA, CheckReport, EpochReport, EvalReport, PicturePair, Problem, TrainReport, record
@@ -229,7 +229,8 @@ class Trainer:
             raise DataError(
                 f"the loss was no number before step {self.step}", "lower --lr; the weights saved before are intact"
             )
-        found = validate(self.feed, self.run.path.name, self.step, self.track, stop)
+        network = averaged(self.feed, stop)
+        found = validate(self.feed, network, self.run.path.name, self.step, self.track, stop)
         if found is None:
             return None
         self.clock.took_validation(time.monotonic() - began)
@@ -237,9 +238,9 @@ class Trainer:
         epoch = math.ceil(self.step / self.per_epoch)
         if accuracy > self.best:
             self.best, self.best_epoch = accuracy, epoch
-            keep_average(self.feed, self.run.best, self.step, accuracy)
+            keep(self.feed, network, self.run.best, self.step, accuracy)
             write_json(self.run.evaluation, record(found))
-        keep_average(self.feed, self.run.last, self.step, accuracy)
+        keep(self.feed, network, self.run.last, self.step, accuracy)
         report = self._epoch_report(epoch, found, size, speed)
         self.records.append(record(report))
         self.run.write_metrics(self.records)
