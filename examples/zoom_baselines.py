@@ -122,9 +122,14 @@ def propose_blindly(at_random: bool) -> None:
 
     if at_random:
         tiles.spread = scattered
+    tiles.side_by_side = covered
     tiles.propose = lambda picture, zoom, _, glance: propose(
         picture, replace(zoom, grid=1.0, learned=0.0), None, glance
     )
+
+
+def covered(*_: object) -> None:
+    raise SystemExit("these tiles cover the pictures, which leaves nothing to propose: choose fewer or smaller ones")
 
 
 def count_processor_time() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mvcr_cli.data.huge import open_huge
 from mvcr_cli.data.places import covering_scale, side_by_side
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import MARGIN, TileReader, WholePicture
-from mvcr_cli.engine import feed
+from mvcr_cli.engine import beginning, feed
 from mvcr_cli.engine.beginning import zoom_of
 from mvcr_cli.engine.evaluate import evaluate
 from mvcr_cli.engine.export import export
@@ -55,7 +56,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def covering(tiles: int, tile_px: int = 150) -> ZoomConfig:
-    return ZoomConfig(tiles=tiles, candidates=tiles, tile_px=tile_px)
+    return ZoomConfig(tiles=tiles, candidates=tiles, tile_px=tile_px, covers=True)
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -96,9 +97,26 @@ def test_the_tiles_are_as_fine_as_their_number_allows():
 )
 def test_a_run_searches_unless_its_tiles_cover_the_pictures_at_about_half_size(tiles, tile_px, sides, covers):
     asked = dataclasses.replace(settings(Path("d"), None), zoom_mode="on", tiles=tiles, tile_px=tile_px)
-    zoom = zoom_of(asked, sides)
+    zoom = zoom_of(asked, asked, sides)
     assert zoom is not None and zoom.covers == covers
     assert zoom.candidates == (tiles if covers else max(128, 8 * tiles))
+    searching = zoom_of(dataclasses.replace(asked, tiles=None), asked, sides)  # nobody asked for so many
+    assert searching is not None and not searching.covers
+
+
+@pytest.mark.parametrize(
+    ("size", "tiles", "grid"),
+    [
+        ((300, 300), 24, (5, 4)),
+        ((640, 480), 24, (5, 4)),
+        ((3000, 300), 100, (30, 3)),
+        ((2000, 2000), 4096, (64, 64)),
+        ((1800, 1200), 24, (6, 4)),
+    ],
+)
+def test_tiles_to_spare_lie_as_densely_across_as_down(size, tiles, grid):
+    boxes = side_by_side(size, covering(tiles))[: grid[0] * grid[1]]
+    assert (len(set(boxes[:, 0].tolist())), len(set(boxes[:, 1].tolist()))) == grid
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -113,6 +131,40 @@ def test_the_tiles_have_the_pixels_of_the_picture_to_its_edges(tmp_path, suffix)
             corner, last = (tiles.pixels[index, MARGIN:-MARGIN, MARGIN:-MARGIN] for index in (0, 5))
             assert np.abs(corner.astype(int) - picture[:48, :48]).max() <= 2
             assert np.abs(last.astype(int) - picture[48:, 80:]).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (900, 40), (40, 900), (1024, 512)])
+@pytest.mark.parametrize("grey", [True, False])
+def test_both_readers_cut_the_same_tiles_to_their_margins(tmp_path, size, grey):
+    x, y = np.mgrid[: size[1], : size[0]]
+    waves = [127 + 120 * np.sin((x * a + y * b) / 40) for a, b in ((1, 0), (0, 1), (1, 1))]
+    Image.fromarray(np.stack(waves[:1] * 3 if grey else waves, 2).astype(np.uint8)).save(tmp_path / "waves.png")
+    reader = TileReader(covering(6, 64), Preprocess(size=32), 0)
+    with open_huge(tmp_path / "waves.png") as huge:
+        _, in_pieces = reader.look(huge)
+    _, whole = reader.look(WholePicture(Image.open(tmp_path / "waves.png")))
+    assert in_pieces.pixels.shape[-1] == whole.pixels.shape[-1] == (1 if grey else 3)
+    assert np.array_equal(in_pieces.boxes, whole.boxes)
+    assert np.abs(in_pieces.pixels.astype(int) - whole.pixels).max() <= 8
+
+
+def test_a_thin_picture_needs_no_more_memory_than_its_tiles(tmp_path):
+    picture = WholePicture(Image.new("RGB", (60_000, 20)))
+    tracemalloc.start()
+    TileReader(covering(2, 64), Preprocess(size=32), 0).look(picture)
+    assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    tracemalloc.stop()
+
+
+def test_a_run_goes_on_as_it_began_whatever_is_chosen_now(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as before:
+        before.setattr(beginning, "COVERED_UP_TO", 0.0)
+        _, end = trained(data, run, stop=stop_at(2, "SIGTERM"), **COVERING)
+    assert end.stopped_by == "SIGTERM"
+    trained(data, run, resume=True, **COVERING)
+    zoom = Checkpoint.load(run / "weights" / "last.safetensors").config.zoom
+    assert zoom is not None and not zoom.covers and zoom.candidates == 128
 
 
 def test_nothing_is_searched_for(run, data, monkeypatch):
@@ -136,7 +188,8 @@ def test_it_is_said_what_the_tiles_cover(data, tmp_path):
 
 
 def test_an_interrupted_run_ends_like_an_undisturbed_one(data, run, tmp_path):
-    trained(data, tmp_path / "run", stop=stop_at(6, "SIGTERM"), **COVERING)
+    _, end = trained(data, tmp_path / "run", stop=stop_at(6, "SIGTERM"), **COVERING)
+    assert end.stopped_by == "SIGTERM"
     trained(data, tmp_path / "run", resume=True, workers=2, **COVERING)
     for name in ("last", "best"):
         again, undisturbed = (folder / "weights" / f"{name}.safetensors" for folder in (tmp_path / "run", run))

@@ -241,7 +241,7 @@ def test_tiles_are_cut_from_the_upright_picture(name: str, orientation: int, tmp
         (30, 5, 50, 25),
     ]
     padded = np.full((300, 800, 3), FILL, np.uint8)
-    padded[100:190, 100:230] = upright
+    padded[:, :600] = np.pad(upright, ((100, 110), (100, 370), (0, 0)), "edge")
     expected = [padded[top + 100 : bottom + 100, left + 100 : right + 100] for left, top, right, bottom in boxes]
     for tile, part in zip(some_tiles(path, boxes, 20), expected, strict=True):
         assert differ(tile, part) == 0
@@ -565,7 +565,7 @@ def test_files_of_many_gigabytes(tmp_path: Path) -> None:
         file.write(again)
     assert read_size(path) == (width, height)
     (tile,) = some_tiles(path, [(39_990, 0, 40_010, 20)], 20)
-    assert (tile[:, :10] == 0).all() and (tile[:, 10:] == FILL).all()
+    assert (tile == 0).all()  # half of it beyond the edge, which is repeated
     with pytest.raises(BadImage) as caught:
         load_rgb(path)
     assert caught.value.code == "too_many_pixels"

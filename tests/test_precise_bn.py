@@ -71,7 +71,7 @@ def test_what_no_picture_passes_keeps_its_statistics():
 
 @pytest.mark.parametrize("candidates", [2, 5])
 def test_of_a_zooming_network_glance_and_tiles_are_measured_and_its_scorer_is_not(candidates):
-    zoom = ZoomConfig(tiles=2, candidates=candidates)
+    zoom = ZoomConfig(tiles=2, candidates=candidates, covers=candidates == 2)
     network = network_of(dataclasses.replace(config_for("mvcr10n", 3, scales=(1.0,)), zoom=zoom))
     side = zoom.tile_px + 2 * MARGIN
 

@@ -17,11 +17,12 @@ class ZoomConfig:
 
     Args:
         tiles: tiles of a picture that the trunk looks at.
-        candidates: tiles of a picture that are proposed, from which the scorer takes the best; see `covers`.
+        candidates: tiles of a picture that are proposed, from which the scorer takes the best.
         tile_px: side of a tile at the trunk's input.
         octaves: tile scales; a tile of octave o shows `tile_px << o` pixels of the picture.
         grid: share of the candidates that lie on a uniform grid, whatever is there.
         learned: share of the candidates that the learned scorer finds, once it has learned.
+        covers: nothing is proposed: the tiles lie side by side over the whole picture, and all are looked at.
     """
 
     tiles: int = 16
@@ -30,12 +31,14 @@ class ZoomConfig:
     octaves: int = 2
     grid: float = 0.25
     learned: float = 0.5
+    covers: bool = False
 
     def __post_init__(self) -> None:
         numbers = (self.tiles, self.candidates, self.tile_px, self.octaves)
         check(all(type(number) is int for number in numbers), "tiles, tile_px, octaves", numbers, "whole numbers")
         check(1 <= self.tiles <= 4096, "--tiles", self.tiles, "between 1 and 4096")
         check(self.tiles <= self.candidates <= 65_536, "candidates", self.candidates, "between --tiles and 65,536")
+        check(not self.covers or self.tiles == self.candidates, "candidates", self.candidates, "as many as --tiles")
         check(32 <= self.tile_px <= 1024, "--tile-px", self.tile_px, "auto, or between 32 and 1024 pixels")
         check(1 <= self.octaves <= 6, "octaves", self.octaves, "between 1 and 6")
         pixels, coarsest = self.candidates * self.tile_px**2, self.tile_px << (self.octaves - 1)
@@ -44,11 +47,6 @@ class ZoomConfig:
         check(coarsest <= LARGEST_CANVAS, "octaves", f"{coarsest:,} px a side", f"at most {LARGEST_CANVAS:,}")
         check(0 <= self.grid <= 1 and 0 <= self.learned <= 1 - self.grid, "grid, learned",
                (self.grid, self.learned), "shares that add up to at most 1")  # fmt: skip
-
-    @property
-    def covers(self) -> bool:
-        """All that is proposed is looked at: tiles side by side over the whole picture, and nothing is searched."""
-        return self.tiles == self.candidates
 
 
 @dataclass(frozen=True, kw_only=True)

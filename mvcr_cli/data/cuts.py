@@ -12,7 +12,7 @@ from PIL import Image
 from mvcr_cli.data.decoders import Decoder, Reader
 from mvcr_cli.data.turning import Box
 
-FILL = (124, 116, 104)  # mean colour of ImageNet, for what lies outside of the picture
+FILL = (124, 116, 104)  # mean colour of ImageNet, for a tile that lies outside of the picture
 BAND_PIXELS = 1 << 19  # decoded at a time: what the processor caches; more costs memory and time
 _MOST_SHRINK = 64  # by boxes, before the filter: bounds how many rows must be held together
 
@@ -22,7 +22,7 @@ def cut_tiles(decoder: Decoder, boxes: Sequence[Box], px: int) -> list[NDArray[n
 
     Raises: BadImage; ValueError for a box without pixels.
     """
-    cuts = [_Cut(box, px) for box in boxes]
+    cuts = [_Cut(box, px, (decoder.width, decoder.height)) for box in boxes]
     if not cuts:
         return []
     by_top = sorted(cuts, key=lambda cut: cut.box[1])
@@ -65,13 +65,17 @@ def _span(cuts: Sequence[_Cut], step: int) -> tuple[int, int]:
 
 
 class _Cut:
-    """One tile in the making: its part of the picture, shrunk by a power of two, and at last filtered to `px`."""
+    """One tile in the making: its part of the picture, shrunk by a power of two, and at last filtered to `px`.
 
-    def __init__(self, box: Box, px: int) -> None:
+    Args:
+        size: width and height of the picture; beyond its edges they are repeated.
+    """
+
+    def __init__(self, box: Box, px: int, size: tuple[int, int]) -> None:
         left, top, right, bottom = box
         if left >= right or top >= bottom or px < 1:
             raise ValueError(f"no pixels in box {box} at {px} px")
-        self.box, self._px = box, px
+        self.box, self._px, self._size = box, px, size
         scale = min(right - left, bottom - top) / px
         self.shrink = min(_MOST_SHRINK, 1 << max(0, math.floor(math.log2(scale)) - 1))  # leaves 2 to 4 to the filter
         self._canvas: NDArray[np.uint8] | None = None
@@ -100,13 +104,22 @@ class _Cut:
     def finish(self) -> None:
         canvas, (x0, y0, _, _) = self._begun(), self._grid()
         self._canvas = None
-        if self.shrink == 1 and canvas.shape[:2] == (self._px, self._px):
-            self._tile = canvas
+        left, top, right, bottom = self.box
+        if left >= self._size[0] or top >= self._size[1] or right <= 0 or bottom <= 0:
+            self._tile = np.full((self._px, self._px, 3), FILL, np.uint8)
             return
-        left, top, right, bottom = (edge / self.shrink for edge in self.box)
-        inside = (left - x0, top - y0, right - x0, bottom - y0)
-        image = Image.fromarray(canvas).resize((self._px, self._px), Image.Resampling.BILINEAR, inside)
-        self._tile = np.array(image)
+        inner, shown = within(self.box, self._px, self._size)
+        if self.shrink == 1 and canvas.shape[:2] == (self._px, self._px):
+            tile = canvas[inner[1] : inner[3], inner[0] : inner[2]]
+        else:
+            x1, y1 = (-(-length // self.shrink) for length in self._size)
+            canvas = canvas[max(0, -y0) : y1 - y0, max(0, -x0) : x1 - x0]  # the filter must not see beyond the picture
+            x0, y0 = max(0, x0), max(0, y0)
+            west, north, east, south = (edge / self.shrink for edge in shown)
+            place = (west - x0, north - y0, east - x0, south - y0)
+            size = inner[2] - inner[0], inner[3] - inner[1]
+            tile = np.array(Image.fromarray(canvas).resize(size, Image.Resampling.BILINEAR, place))
+        self._tile = edges_repeated(tile, inner, self._px)
 
     def _grid(self) -> Box:
         """The box in shrunk pixels, rounded outwards."""
@@ -118,6 +131,28 @@ class _Cut:
             x0, y0, x1, y1 = self._grid()
             self._canvas = np.full((y1 - y0, x1 - x0, 3), FILL, np.uint8)
         return self._canvas
+
+
+def within(box: Box, px: int, size: tuple[int, int]) -> tuple[Box, tuple[float, float, float, float]]:
+    """Which pixels of a tile of `px` x `px` that shows a box lie within a picture, and what they show of it; at least one."""
+    (west, east), (left, right) = _within(box[0], box[2], px, size[0])
+    (north, south), (top, bottom) = _within(box[1], box[3], px, size[1])
+    return (west, north, east, south), (left, top, right, bottom)
+
+
+def _within(first: int, last: int, px: int, length: int) -> tuple[tuple[int, int], tuple[float, float]]:
+    scale = (last - first) / px
+    begin = min(px - 1, max(0, math.ceil(-first / scale)))
+    end = max(begin + 1, min(px, math.floor((length - first) / scale + 1e-9)))
+    return (begin, end), (max(0.0, first + begin * scale), min(float(length), first + end * scale))
+
+
+def edges_repeated(tile: NDArray[np.uint8], inner: Box, px: int) -> NDArray[np.uint8]:
+    """A tile of `px` x `px` of which the inner part is there. Shape: (h, w, C) -> (px, px, C)."""
+    west, north, east, south = inner
+    if inner == (0, 0, px, px):
+        return tile
+    return np.pad(tile, ((north, px - south), (west, px - east), (0, 0)), "edge")
 
 
 def shrunk_bands(reader: Reader, shrink: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -102,7 +102,7 @@ class HugePicture:
 
         Args:
             boxes: left, top, right, bottom in pixels of the upright picture at full resolution; they may stick out of
-                the picture, where the tile is filled with the mean colour (124, 116, 104).
+                the picture, where its edges are repeated; a tile that lies outside has the mean colour (124, 116, 104).
 
         Returns: one (px, px, 3) a box.
 

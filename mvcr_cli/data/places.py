@@ -44,7 +44,10 @@ def _covering(size: tuple[int, int], zoom: ZoomConfig) -> tuple[int, int, int]:
     def side(columns: int) -> int:
         return max(math.ceil(width / columns), math.ceil(height / (zoom.tiles // columns)), zoom.tile_px)
 
-    columns = min(range(1, zoom.tiles + 1), key=lambda columns: (side(columns), abs(columns * height - width)))
+    def uneven(columns: int) -> int:  # how far tiles to spare are from lying as densely across as down
+        return abs(columns * height - zoom.tiles // columns * width)
+
+    columns = min(range(1, zoom.tiles + 1), key=lambda columns: (side(columns), uneven(columns)))
     return columns, zoom.tiles // columns, side(columns)
 
 

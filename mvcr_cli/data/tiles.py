@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mvcr_cli.config import MEBIBYTE, AugmentConfig, ZoomConfig
 from mvcr_cli.data.cache import ReadCache
+from mvcr_cli.data.cuts import edges_repeated, within
 from mvcr_cli.data.folder import Sample
 from mvcr_cli.data.glance import GlanceOfStrips
 from mvcr_cli.data.huge import open_huge
@@ -62,20 +63,14 @@ class WholePicture:
         return [self._cut(box, px) for box in boxes]
 
     def _cut(self, box: Box, px: int) -> Pixels:
-        """One tile, shrunk where it is larger than `px`; beyond the edge the edge is repeated."""
-        left, top, right, bottom = box
-        height, width = self._pixels.shape[:2]
-        if left >= 0 and top >= 0 and right <= width and bottom <= height:
-            tile = self._pixels[top:bottom, left:right]
-        else:
-            rows, columns = np.arange(top, bottom).clip(0, height - 1), np.arange(left, right).clip(0, width - 1)
-            tile = self._pixels[rows[:, None], columns]
-        if right - left == px:
-            return tile
-        whole, rest = divmod(right - left, px)
-        image = Image.fromarray(tile[..., 0] if tile.shape[2] == 1 else tile)
-        image = image.resize((px, px), Image.Resampling.BILINEAR) if rest else image.reduce(whole)
-        return np.asarray(image).reshape(px, px, -1)
+        """One tile, filtered where it is larger than `px`; beyond the edge the edge is repeated."""
+        inner, shown = within(box, px, self.size)
+        if box[2] - box[0] == px:
+            left, top, right, bottom = map(round, shown)
+            return edges_repeated(self._pixels[top:bottom, left:right], inner, px)
+        size = inner[2] - inner[0], inner[3] - inner[1]
+        image = self._image.resize(size, Image.Resampling.BILINEAR, shown)
+        return edges_repeated(np.asarray(image).reshape(size[1], size[0], -1), inner, px)
 
 
 @contextlib.contextmanager

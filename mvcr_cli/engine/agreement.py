@@ -48,7 +48,8 @@ def agree_on_settings(config: TrainConfig, stored: dict[str, Any], pictures: int
 
     Raises: ConfigMismatch that names the first contradiction.
     """
-    was = {"zoom_mode": "off", "precise_bn": 0} | stored["train"]  # older runs do not tell
+    # What an older run does not tell was as it is by default today; but then there was no zoom.
+    was = json.loads(to_json(TrainConfig(data=config.data).to_dict())) | {"zoom_mode": "off"} | stored["train"]
     was["precision"] = _precision(stored, run)
     # The number of threads decides in which order sums are made, and with that the last bits of a result.
     keys = ("model", "imgsz", "scales", "layers", "tiles", "tile_px", "batch", "epochs", "lr", "threads")

@@ -24,7 +24,7 @@ from mvcr_cli.engine.prepare import Prepared, default_model, fit_settings, is_la
 from mvcr_cli.engine.rundir import FORMAT_VERSION, RunDirectory
 from mvcr_cli.engine.session import Session
 from mvcr_cli.engine.starting import Start, for_classes, restarted, starting_weights
-from mvcr_cli.errors import CannotCreate, CheckpointError
+from mvcr_cli.errors import CannotCreate, CheckpointError, UsageError
 from mvcr_cli.models import Network, build, config_for, load_trunk, useful_scales
 from mvcr_cli.models.mvcr import trunk_side
 from mvcr_cli.paths import display_name, write_json
@@ -126,8 +126,9 @@ def begin(config: TrainConfig, prepared: Prepared, run: RunDirectory, start: Sta
     torch.manual_seed(settings.seed)
     side = trunk_side(settings.imgsz, "detail" in (settings.layers or ()))
     stem = start.stem or stem_for(side)
+    zoom = zoom_of(config, settings, prepared.sides) if stored is None else _stored_zoom(stored, run)
     model = config_for(settings.model, len(prepared.classes), scales=settings.scales, stem=stem, layers=settings.layers)
-    model = replace(model, scales=useful_scales(model.scales, side, stem), zoom=zoom_of(settings, prepared.sides))
+    model = replace(model, scales=useful_scales(model.scales, side, stem), zoom=zoom)
     model = replace(model, sure=max(1e-3, model.sure * taught_sureness(model.classes, settings.label_smoothing)))
     if settings.unsure:
         model = replace(model, taught=(1.0,), surest=True)
@@ -180,7 +181,7 @@ def _zoom_text(config: TrainConfig, imgsz: int, prepared: Prepared, zoom: ZoomCo
         why = f"median {width}x{height} px" if config.zoom_mode == "auto" else "as asked"
         tiles = (
             f"{zoom.tiles} tiles of {zoom.tile_px} px side by side, which cover {width}x{height} px at "
-            f"{'full' if scale == 1 else f'1/{scale:.3g} of their'} size, so none is searched for"
+            f"{'full' if scale < 1.005 else f'1/{scale:.3g} of their'} size, so none is searched for"
             if zoom.covers
             else f"the best {zoom.tiles} of {zoom.candidates} tiles of {zoom.tile_px} px"
         )
@@ -190,21 +191,31 @@ def _zoom_text(config: TrainConfig, imgsz: int, prepared: Prepared, zoom: ZoomCo
     return ""
 
 
-def zoom_of(settings: TrainConfig, sides: tuple[int, int]) -> ZoomConfig | None:
-    """What is asked of a network that zooms.
+def _stored_zoom(stored: dict[str, Any], run: RunDirectory) -> ZoomConfig | None:
+    """How a resumed run zooms: as it began, whatever this version would choose."""
+    try:
+        return ModelConfig.from_dict(stored["model"]).zoom
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
+        raise no_record(run) from error
 
-    Where the tiles cover the pictures, hardly coarser than tiles are anyway, there is nothing to search for.
+
+def zoom_of(config: TrainConfig, settings: TrainConfig, sides: tuple[int, int]) -> ZoomConfig | None:
+    """How a new run zooms.
+
+    Where so many tiles are asked for that they cover the pictures, hardly coarser than tiles are anyway, there is
+    nothing to search for.
 
     Args:
+        config: what is asked for; `settings` are it with all that was left open.
         sides: median width and height of the pictures in pixels.
     """
     if settings.zoom_mode != "on":
         return None
     assert settings.tiles is not None and settings.tile_px is not None
-    covering = ZoomConfig(tiles=settings.tiles, candidates=settings.tiles, tile_px=settings.tile_px)
-    if covering_scale(sides, covering) <= COVERED_UP_TO:
+    covering = ZoomConfig(tiles=settings.tiles, candidates=settings.tiles, tile_px=settings.tile_px, covers=True)
+    if config.tiles is not None and covering_scale(sides, covering) <= COVERED_UP_TO:
         return covering
-    return replace(covering, candidates=max(CANDIDATES, CANDIDATES_PER_TILE * settings.tiles))
+    return replace(covering, candidates=max(CANDIDATES, CANDIDATES_PER_TILE * settings.tiles), covers=False)
 
 
 def _views_text(model: ModelConfig) -> str:

@@ -5,8 +5,8 @@ by turns in one loop. Presets are timed as `mvcr train` builds them from scratch
 training step is the one that training takes (`Session.step`: normalisation, all views, loss, backward, clipping,
 fused AdamW, weight average), in the precision that it takes, and, like training, needs two pictures. A forward takes
 normalised float pictures in eager mode, and in onnxruntime, where preprocessing is part of the graph, uint8 pictures.
-A network that zooms is given the candidates that were cut out of a picture, ranks them and looks at the best;
-searching the picture is not part of that.
+A network that zooms is given the candidates that were cut out of a picture, ranks them and looks at the best, or is given
+the tiles that cover it; searching the picture is not part of that.
 What times and memory mean is said in `mvcr_cli.engine.measure`.
 """
 

@@ -47,6 +47,11 @@ class Feed:
         self.side = self._largest_side()
 
     @property
+    def searches(self) -> bool:
+        """Whether tiles are searched for, as the network learns to."""
+        return self.zoom is not None and not self.zoom.zoom.covers
+
+    @property
     def per_epoch(self) -> int:
         """Steps of an epoch."""
         assert self.config.batch is not None
@@ -58,7 +63,7 @@ class Feed:
         Reading in advance pauses where the network's own proposal of tiles changes.
         """
         reader = self._reader()
-        if self.zoom is None or self.zoom.zoom.covers:
+        if not self.searches:
             yield from reader.batches(self._steps(first))
             return
         for due, steps in itertools.groupby(self._steps(first), lambda step: lessons(step.epoch)):

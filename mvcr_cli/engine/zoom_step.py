@@ -12,7 +12,8 @@ from mvcr_cli.config import TrainConfig
 from mvcr_cli.data.preprocess import Preprocess
 from mvcr_cli.data.tiles import MARGIN, TileBatch
 from mvcr_cli.engine.loss import cross_entropy, multi_scale_loss
-from mvcr_cli.models.scale_set import sureness
+from mvcr_cli.engine.schedule import size_at
+from mvcr_cli.models.scale_set import make_view, sureness
 from mvcr_cli.models.zoom import ZoomResNet, ZoomVerdict, choose
 
 CHANCE = 0.25  # share of a training picture's tiles that is drawn, so that the scorer hears of all kinds
@@ -70,9 +71,13 @@ def zoom_loss(network: ZoomResNet, x: Tensor, tiles: TileBatch, target: Tensor, 
         scores = _ranks_in_use(network, tiles, preprocess)
         noise = NOISE * max(0.0, 1 - progress / NOISY_SHARE)
         indices = choose(scores, network.zoom.tiles, chance=CHANCE, noise=noise)
-    pixels = (pick(tiles, indices) if searches else tiles).pixels
+    pixels = pick(tiles, indices).pixels if searches else tiles.pixels
     down, across = torch.randint(-MARGIN, MARGIN + 1, (2,)).tolist()
     shown = _lit(_normalised(without_margin(pixels, down, across), preprocess), config.augment.trivial)
+    if config.progressive and not searches:
+        side = network.zoom.tile_px
+        smaller = make_view(shown.flatten(0, 1), size_at(progress, side) / side)
+        shown = smaller.view(*shown.shape[:3], *smaller.shape[-2:])
     verdict = network.forward_zoom(x, shown)
     row_weights = None if weights is None else target @ weights
     loss = multi_scale_loss(verdict.glance, verdict.views, target, weights, config.distill)
@@ -139,5 +144,6 @@ def look(network: ZoomResNet, x: Tensor, tiles: TileBatch, preprocess: Preproces
         chosen = torch.arange(network.zoom.tiles, device=x.device).expand(len(x), -1)
     else:
         chosen = choose(ranks(network, tiles, preprocess), network.zoom.tiles)
-    shown = _normalised(without_margin(pick(tiles, chosen).pixels), preprocess)
+        tiles = pick(tiles, chosen)
+    shown = _normalised(without_margin(tiles.pixels), preprocess)
     return Glimpse(network.forward_zoom(x, shown), chosen)
