@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_run import settings, stop_at, trained
 from small_zoom import needles
@@ -20,13 +21,14 @@ from mvcr_cli.data import tiles as tiles_module
 from mvcr_cli.data.huge import open_huge
 from mvcr_cli.data.places import covering_scale, side_by_side
 from mvcr_cli.data.preprocess import Preprocess
-from mvcr_cli.data.tiles import MARGIN, TileReader, WholePicture
+from mvcr_cli.data.tiles import MARGIN, TileBatch, TileReader, WholePicture
 from mvcr_cli.engine import beginning, feed
 from mvcr_cli.engine.beginning import zoom_of
 from mvcr_cli.engine.evaluate import evaluate
 from mvcr_cli.engine.export import export
 from mvcr_cli.engine.predict import predict
-from mvcr_cli.models import TRUNKS
+from mvcr_cli.engine.zoom_step import zoom_loss
+from mvcr_cli.models import TRUNKS, build, config_for
 from mvcr_cli.models.zoom import ZoomResNet
 from mvcr_cli.records import Prediction
 
@@ -215,3 +217,27 @@ def test_evaluation_and_exported_files_do_what_the_run_does(run, tmp_path):
 def test_the_learned_search_has_no_lessons(run):
     network = Checkpoint.load(run / "weights" / "last.safetensors").network()
     assert isinstance(network, ZoomResNet) and int(network.lessons) == 0
+
+
+@pytest.mark.parametrize(
+    ("covers", "progressive", "sides"), [(True, True, [32, 64]), (True, False, [64, 64]), (False, True, [64, 64])]
+)
+def test_tiles_that_cover_grow_with_the_training(covers, progressive, sides, monkeypatch):
+    zoom = ZoomConfig(tiles=2, candidates=2, tile_px=64, covers=covers)
+    network = build(dataclasses.replace(config_for("mvcr10n", 2, scales=(1.0,)), zoom=zoom)).train()
+    assert isinstance(network, ZoomResNet)
+    seen: list[int] = []
+    encode = network.encode
+
+    def noted(tiles: torch.Tensor) -> torch.Tensor:
+        seen.append(tiles.shape[-1])
+        return encode(tiles)
+
+    monkeypatch.setattr(network, "encode", noted)
+    side = zoom.tile_px + 2 * MARGIN
+    tiles = TileBatch(torch.randint(0, 256, (2, 2, 3, side, side), dtype=torch.uint8), torch.zeros(2, 2))
+    config = settings(Path("d"), None, progressive=progressive)
+    for progress in (0.0, 1.0):
+        x, target = torch.randn(2, 3, 64, 64), torch.eye(2)
+        zoom_loss(network, x, tiles, target, None, config, Preprocess(size=64), progress).backward()
+    assert seen == sides
